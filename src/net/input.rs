@@ -1,0 +1,137 @@
+//! Bytes read from a client and not yet handed on.
+
+use std::io::{self, Read};
+
+use super::framing::{FrameTooLong, Framer, Framing};
+
+/// The first buffer of a connection that wakes up; most requests fit.
+const FIRST_READ: usize = 8 * 1024;
+/// No read is longer, and no buffer outgrows the maximum frame by more.
+const MAX_READ: usize = 64 * 1024;
+
+pub(crate) struct Input {
+    framer: Framer,
+    max_len: usize,
+    /// Zeroed or read; `start..end` is what waits.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Bytes wait that the framer has not said `None` to.
+    uncut: bool,
+}
+
+impl Input {
+    pub(crate) fn new(framing: Framing, max_frame: usize) -> Input {
+        Input {
+            framer: Framer::new(framing, max_frame),
+            max_len: max_frame.saturating_add(MAX_READ),
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            uncut: false,
+        }
+    }
+
+    /// One read. `Ok(0)` is the end of the client's sending half.
+    pub(crate) fn fill(&mut self, stream: &mut impl Read) -> io::Result<usize> {
+        self.make_room();
+        let room = &mut self.buffer[self.end..];
+        let len = room.len().min(MAX_READ);
+        let n = stream.read(&mut room[..len])?;
+        self.end += n;
+        self.uncut |= n > 0;
+        Ok(n)
+    }
+
+    /// One read of what nobody wants any more.
+    pub(crate) fn discard(&mut self, stream: &mut impl Read) -> io::Result<usize> {
+        (self.start, self.end, self.uncut) = (0, 0, false);
+        self.make_room();
+        stream.read(&mut self.buffer)
+    }
+
+    /// The next whole frame, if one is here.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<&[u8]>, FrameTooLong> {
+        match self.framer.cut(&self.buffer[self.start..self.end])? {
+            Some(cut) => {
+                let from = self.start;
+                self.start += cut.taken;
+                self.uncut = self.start < self.end;
+                Ok(Some(&self.buffer[from..from + cut.frame]))
+            }
+            None => {
+                self.uncut = false;
+                Ok(None)
+            }
+        }
+    }
+
+    /// A whole frame may be here without another read.
+    pub(crate) fn may_have_frame(&self) -> bool {
+        self.uncut
+    }
+
+    /// Gives the buffer back if nothing is in it.
+    pub(crate) fn release(&mut self) {
+        if self.start == self.end {
+            self.buffer = Vec::new();
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Leaves at least one byte of room. Every frame has been cut by now, so what waits is one unfinished
+    /// frame, which the framer keeps to its maximum: that bounds the buffer.
+    fn make_room(&mut self) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        if self.end < self.buffer.len() {
+            return;
+        }
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+            if self.end <= self.buffer.len() / 2 {
+                return;
+            }
+        }
+        let len = (self.buffer.len() * 2).clamp(FIRST_READ, self.max_len).max(self.end + 1);
+        self.buffer.resize(len, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_buffer_never_outgrows_the_maximum_frame_plus_one_read() {
+        let max_frame = 1_000_000;
+        let mut input = Input::new(Framing::lines(), max_frame);
+        let mut endless = io::repeat(b'x');
+        let error = loop {
+            input.fill(&mut endless).unwrap();
+            if let Err(error) = input.next_frame() {
+                break error;
+            }
+            assert!(input.buffer.len() <= max_frame + MAX_READ);
+        };
+        assert_eq!(error, FrameTooLong);
+        assert!(input.buffer.capacity() <= 2 * max_frame);
+    }
+
+    #[test]
+    fn frames_come_out_whole_however_small_the_buffer_was() {
+        let text: Vec<u8> = (0..5_000u32).flat_map(|n| format!("line {n}\n").into_bytes()).collect();
+        let mut input = Input::new(Framing::lines(), 100);
+        let (mut client, mut lines) = (&text[..], 0u32);
+        while input.fill(&mut client).unwrap() > 0 {
+            while let Some(frame) = input.next_frame().unwrap() {
+                assert_eq!(frame, format!("line {lines}").as_bytes());
+                lines += 1;
+            }
+        }
+        assert_eq!(lines, 5_000);
+    }
+}

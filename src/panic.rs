@@ -1,0 +1,55 @@
+//! The fence around user code: a panic inside becomes a message, and goes no further.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Runs `code`; if it panics, returns the panic's message.
+///
+/// Whatever `code` borrowed may be left half changed: the caller must replace it or close it.
+pub(crate) fn fence<R>(code: impl FnOnce() -> R) -> Result<R, String> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(|payload| {
+        let message = message(&*payload);
+        discard(payload);
+        message
+    })
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a panic without a message".to_owned()
+    }
+}
+
+/// Drops what may panic when dropped: a panic's payload can, and then so can the payload of that.
+fn discard(payload: Box<dyn Any + Send>) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_its_message() {
+        assert_eq!(fence(|| 1), Ok(1));
+        assert_eq!(fence(|| panic!("plain")), Err::<(), _>("plain".into()));
+        assert_eq!(fence(|| panic!("with {}", 1)), Err::<(), _>("with 1".into()));
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_does_not_get_past_the_fence() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                std::panic::panic_any(Bomb);
+            }
+        }
+        assert!(fence(|| std::panic::panic_any(Bomb)).is_err());
+    }
+}

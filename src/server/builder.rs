@@ -1,0 +1,294 @@
+//! How a server is put together.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+
+use super::Server;
+use super::connection::{CloseReason, Connection};
+use super::handle::{Core, ServerHandle};
+use super::lifecycle::ShutdownReport;
+use super::registry::Registry;
+use super::service::{Callbacks, MakeSession, OnClose, OnConnect, OnFinish, OnReceive, Service};
+use super::workers::Workers;
+use crate::config::Config;
+use crate::error::BindError;
+use crate::net::{Listener, Sleeper};
+use crate::task::{Finished, PoolConfig, StartError, TaskContext, TaskPool, Wake};
+
+/// How far a [`ServerBuilder`] has come.
+pub mod stage {
+    /// No callback is set yet: `session` and `task_worker` can be called.
+    #[derive(Debug)]
+    pub enum State {}
+    /// A callback is set, so the types of the states are settled.
+    #[derive(Debug)]
+    pub enum Callbacks {}
+}
+
+type MakeWorkerState<W> = Box<dyn Fn(usize) -> anyhow::Result<W> + Send + Sync>;
+type OnTask<T, R, W> = Box<dyn Fn(&mut TaskContext<W, ServerHandle>, T) -> anyhow::Result<R> + Send + Sync>;
+pub(super) type OnStart = Box<dyn FnOnce(&ServerHandle) -> anyhow::Result<()> + Send>;
+pub(super) type OnShutdown = Box<dyn FnOnce(&ShutdownReport) -> anyhow::Result<()> + Send>;
+
+/// Puts a server together; from [`Server::builder`].
+///
+/// `T` is what a task is given and `R` what it returns; both are inferred from the closures. `S` is the state of
+/// a connection, `W` that of a task worker; they are set first, by [`session`](Self::session) and
+/// [`task_worker`](Self::task_worker), because the callbacks use them. Every callback is `Fn` and shared by all
+/// threads: what they change belongs in `S` or `W`, or behind a lock.
+#[must_use]
+pub struct ServerBuilder<T, R, S = (), W = (), Stage = stage::State> {
+    pub(crate) config: Config,
+    session: MakeSession<S>,
+    task_worker: MakeWorkerState<W>,
+    on_start: Option<OnStart>,
+    on_connect: Option<OnConnect<T, R, S>>,
+    on_receive: Option<OnReceive<T, R, S>>,
+    on_task: Option<OnTask<T, R, W>>,
+    on_finish: Option<OnFinish<T, R, S>>,
+    on_close: Option<OnClose<T, R, S>>,
+    on_shutdown: Option<OnShutdown>,
+    stage: PhantomData<Stage>,
+}
+
+impl<T, R> ServerBuilder<T, R> {
+    pub(super) fn new() -> Self {
+        ServerBuilder {
+            config: Config::default(),
+            session: Box::new(|_| ()),
+            task_worker: Box::new(|_| Ok(())),
+            on_start: None,
+            on_connect: None,
+            on_receive: None,
+            on_task: None,
+            on_finish: None,
+            on_close: None,
+            on_shutdown: None,
+            stage: PhantomData,
+        }
+    }
+}
+
+/// The states. They come before the callbacks.
+impl<T, R, S, W> ServerBuilder<T, R, S, W> {
+    /// Makes the state of a connection, given the address of its client, on the worker that will own it; so `S`
+    /// need not be `Send`. If it panics, that connection is closed.
+    pub fn session<S2>(self, make: impl Fn(SocketAddr) -> S2 + Send + Sync + 'static) -> ServerBuilder<T, R, S2, W> {
+        ServerBuilder {
+            config: self.config,
+            session: Box::new(make),
+            task_worker: self.task_worker,
+            on_start: self.on_start,
+            on_connect: None,
+            on_receive: None,
+            on_task: None,
+            on_finish: None,
+            on_close: None,
+            on_shutdown: self.on_shutdown,
+            stage: PhantomData,
+        }
+    }
+
+    /// Makes the state of a task worker, given its index: a database connection, say. It runs on the thread that
+    /// will own the state, so `W` need not be `Send`. Swoole's `WorkerStart` event, for task workers.
+    ///
+    /// If one cannot be made at the start, that is an error from `bind`. After a task has panicked the state is
+    /// made anew; if that fails, it is tried again after 100 ms, 200 ms, … up to 10 s, while the other task
+    /// workers serve.
+    pub fn task_worker<W2>(
+        self,
+        make: impl Fn(usize) -> anyhow::Result<W2> + Send + Sync + 'static,
+    ) -> ServerBuilder<T, R, S, W2> {
+        ServerBuilder {
+            config: self.config,
+            session: self.session,
+            task_worker: Box::new(make),
+            on_start: self.on_start,
+            on_connect: None,
+            on_receive: None,
+            on_task: None,
+            on_finish: None,
+            on_close: None,
+            on_shutdown: self.on_shutdown,
+            stage: PhantomData,
+        }
+    }
+}
+
+/// The events of the server itself.
+impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
+    /// Runs once on the thread that called `run`, before the first client is accepted. An error ends `run`.
+    /// Swoole's `Start`.
+    pub fn on_start(mut self, callback: impl FnOnce(&ServerHandle) -> anyhow::Result<()> + Send + 'static) -> Self {
+        self.on_start = Some(Box::new(callback));
+        self
+    }
+
+    /// Runs once on the thread that called `run`, after everything has ended. An error is logged. Swoole's
+    /// `Shutdown`.
+    pub fn on_shutdown(
+        mut self,
+        callback: impl FnOnce(&ShutdownReport) -> anyhow::Result<()> + Send + 'static,
+    ) -> Self {
+        self.on_shutdown = Some(Box::new(callback));
+        self
+    }
+}
+
+/// The callbacks. All but `on_task` run on the worker of their connection, one at a time; a panic in one closes
+/// that connection and nothing else.
+impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
+    fn settled(self) -> ServerBuilder<T, R, S, W, stage::Callbacks> {
+        ServerBuilder {
+            config: self.config,
+            session: self.session,
+            task_worker: self.task_worker,
+            on_start: self.on_start,
+            on_connect: self.on_connect,
+            on_receive: self.on_receive,
+            on_task: self.on_task,
+            on_finish: self.on_finish,
+            on_close: self.on_close,
+            on_shutdown: self.on_shutdown,
+            stage: PhantomData,
+        }
+    }
+
+    /// Runs when a client has connected. An error flushes and closes the connection. Swoole's `Connect`.
+    pub fn on_connect<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut Connection<T, R, S>) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        ServerBuilder { on_connect: Some(Box::new(callback)), ..self.settled() }
+    }
+
+    /// Runs for each frame a client has sent; required. An error flushes and closes the connection. Swoole's
+    /// `Receive`.
+    ///
+    /// It should not do slow work: that is what [`task`](crate::Link::task) is for. Where it calls methods of a
+    /// task's result, as in a finish closure, `R` must be known before: set `on_task` first then, with the type of
+    /// its payload annotated.
+    pub fn on_receive<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut Connection<T, R, S>, &[u8]) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        ServerBuilder { on_receive: Some(Box::new(callback)), ..self.settled() }
+    }
+
+    /// Runs for each task, on one of `task_worker_num` threads; required. What it returns, or that it panicked,
+    /// becomes the task's [`Outcome`](crate::Outcome). Swoole's `Task`, whose `return` and `finish` are one here.
+    pub fn on_task<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut TaskContext<W, ServerHandle>, T) -> anyhow::Result<R> + Send + Sync + 'static,
+    {
+        ServerBuilder { on_task: Some(Box::new(callback)), ..self.settled() }
+    }
+
+    /// Runs for the outcome of each task that was not given a finish closure of its own, on the worker that
+    /// submitted it. An error is logged and counted. Swoole's `Finish`.
+    pub fn on_finish<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        ServerBuilder { on_finish: Some(Box::new(callback)), ..self.settled() }
+    }
+
+    /// Runs once when a connection has closed, whatever closed it; nothing can be sent any more. An error is
+    /// logged. Swoole's `Close`.
+    pub fn on_close<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut Connection<T, R, S>, &CloseReason) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        ServerBuilder { on_close: Some(Box::new(callback)), ..self.settled() }
+    }
+}
+
+impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+    S: 'static,
+    W: 'static,
+{
+    /// Listens on `address` and starts the task workers. Blocks until each of these has made its state. Clients
+    /// can connect from here on; they are served once [`Server::run`] is called.
+    ///
+    /// Where a name has several addresses, the first that can be listened on is taken.
+    pub fn bind(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<Server, BindError> {
+        self.config.check()?;
+        let on_receive = self.on_receive.ok_or(BindError::Missing("on_receive"))?;
+        let on_task = self.on_task.ok_or(BindError::Missing("on_task"))?;
+
+        let listener = listen(address, self.config.backlog)?;
+        let local_addr = listener.local_addr();
+        let sleeper = Sleeper::new().map_err(BindError::Waker)?;
+        let max_connections = self.config.max_connections();
+        let core = Arc::new(Core::new(local_addr, Registry::new(max_connections, Arc::clone(sleeper.waker()))));
+        let pool = start_pool(&self.config, &core, self.task_worker, on_task)?;
+        log::info!(
+            "listening on {local_addr}: {} task workers, at most {max_connections} connections",
+            self.config.task_worker_num
+        );
+
+        let service = Arc::new(Service {
+            core: Arc::clone(&core),
+            config: self.config,
+            pool: Arc::clone(&pool),
+            session: self.session,
+            callbacks: Callbacks {
+                on_connect: self.on_connect,
+                on_receive,
+                on_finish: self.on_finish,
+                on_close: self.on_close,
+            },
+        });
+        let mut workers = Workers::new(service);
+        let hire = Box::new(move |accepted| workers.hire(accepted));
+        Ok(Server::new(core, listener, sleeper, hire, pool, self.on_start, self.on_shutdown))
+    }
+}
+
+fn listen(address: impl ToSocketAddrs + fmt::Debug, backlog: u32) -> Result<Listener, BindError> {
+    let resolve_error = |source| BindError::Resolve { address: format!("{address:?}"), source };
+    let mut failed = None;
+    for address in address.to_socket_addrs().map_err(resolve_error)? {
+        match Listener::bind(address, i32::try_from(backlog).unwrap_or(i32::MAX)) {
+            Ok(listener) => return Ok(listener),
+            Err(source) => failed = Some(BindError::Listen { address, source }),
+        }
+    }
+    Err(failed.unwrap_or_else(|| resolve_error(io::Error::new(io::ErrorKind::NotFound, "it has no addresses"))))
+}
+
+fn start_pool<T, R, W>(
+    config: &Config,
+    core: &Arc<Core>,
+    make_state: MakeWorkerState<W>,
+    on_task: OnTask<T, R, W>,
+) -> Result<Arc<TaskPool<T, R>>, BindError>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+    W: 'static,
+{
+    let pool_config = PoolConfig {
+        task_worker_num: config.task_worker_num,
+        queue_capacity: config.queue_capacity,
+        stack_size: config.task_worker_stack_size,
+    };
+    let thread_core = Arc::clone(core);
+    let make_state = move |index| {
+        thread_core.claim_thread();
+        make_state(index)
+    };
+    let owner = Arc::clone(core) as Arc<dyn Wake>;
+    let origin = ServerHandle { core: Arc::clone(core) };
+    match TaskPool::start(pool_config, Arc::clone(&core.books), make_state, on_task, origin, owner) {
+        Ok(pool) => Ok(Arc::new(pool)),
+        Err(StartError::Threads(message)) => Err(BindError::TaskWorkers(message)),
+        Err(StartError::State { worker_index, error }) => Err(BindError::TaskWorkerState { worker_index, error }),
+    }
+}

@@ -1,0 +1,151 @@
+//! What the rest of the program holds of a server.
+
+use std::cell::Cell;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::lifecycle::{Lifecycle, ShutdownReport};
+use super::registry::{ConnectionId, ConnectionInfo, Registry};
+use crate::error::{SendError, WaitError};
+use crate::logging::LogLimit;
+use crate::stats::{Books, Stats};
+use crate::task::{TaskInfo, Wake};
+
+/// What all threads of one server share, whatever the types of its tasks.
+pub(super) struct Core {
+    number: u64,
+    local_addr: SocketAddr,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) registry: Arc<Registry>,
+    pub(super) books: Arc<Books>,
+    pub(super) callback_log: LogLimit,
+}
+
+static SERVERS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// The number of the server whose callbacks run on this thread; 0 for none.
+    static CALLBACKS_OF: Cell<u64> = const { Cell::new(0) };
+}
+
+impl Core {
+    pub(super) fn new(local_addr: SocketAddr, registry: Registry) -> Core {
+        Core {
+            number: SERVERS.fetch_add(1, Ordering::Relaxed) + 1,
+            local_addr,
+            lifecycle: Lifecycle::new(),
+            registry: Arc::new(registry),
+            books: Arc::new(Books::default()),
+            callback_log: LogLimit::default(),
+        }
+    }
+
+    /// This thread runs callbacks of this server until it ends.
+    pub(super) fn claim_thread(&self) {
+        CALLBACKS_OF.set(self.number);
+    }
+
+    /// This thread runs a callback of this server now.
+    pub(super) fn in_callback<X>(&self, callback: impl FnOnce() -> X) -> X {
+        let before = CALLBACKS_OF.replace(self.number);
+        let returned = callback();
+        CALLBACKS_OF.set(before);
+        returned
+    }
+}
+
+impl Wake for Core {
+    fn wake(&self) {
+        self.lifecycle.notify();
+    }
+}
+
+/// A handle to a server, for any thread: clone it, keep it, send it.
+///
+/// It does not keep the server alive; calls on one that has ended find nothing.
+#[derive(Clone)]
+pub struct ServerHandle {
+    pub(super) core: Arc<Core>,
+}
+
+impl ServerHandle {
+    /// Begins to shut the server down, and returns at once: accept no more, read no more, finish the tasks in
+    /// flight, deliver their outcomes, flush, close. What is unfinished `deadline` from now is abandoned.
+    ///
+    /// May be called anywhere, callbacks included, and again: the earliest deadline holds. From here on
+    /// `task` refuses with [`TaskError::ShuttingDown`](crate::TaskError::ShuttingDown).
+    pub fn shutdown(&self, deadline: Duration) {
+        self.core.lifecycle.begin_shutdown(deadline);
+    }
+
+    /// Blocks until the server has ended, for as long as that takes, and returns what
+    /// [`Server::run`](crate::Server::run) does. An error in a callback of this server, which would wait for
+    /// itself, and for a server that was dropped without having run.
+    pub fn wait(&self) -> Result<ShutdownReport, WaitError> {
+        if CALLBACKS_OF.get() == self.core.number {
+            return Err(WaitError::InCallback);
+        }
+        self.core.lifecycle.wait_for_end()
+    }
+
+    /// What the server has done and is doing. Takes time in proportion to the open connections.
+    pub fn stats(&self) -> Stats {
+        let (tasks, finish_errors, state_failures) = self.core.books.read();
+        let registry = &self.core.registry;
+        Stats {
+            connections: registry.taken(),
+            accepted_connections: registry.accepted(),
+            refused_connections: registry.refused(),
+            finish_errors,
+            state_failures,
+            tasks,
+        }
+    }
+
+    /// Sends `bytes` to a connection; they are taken all or not at all. Never blocks. What one thread sends
+    /// arrives in that order.
+    pub fn send(&self, connection: ConnectionId, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
+        match self.core.registry.mailbox(connection) {
+            Some(mailbox) => mailbox.send(bytes.as_ref()),
+            None => Err(SendError::Closed),
+        }
+    }
+
+    /// Has a connection closed once what was sent to it is flushed, without waiting for its tasks. Returns at
+    /// once; `false` if it was closed, closing or never there.
+    pub fn close(&self, connection: ConnectionId) -> bool {
+        self.core.registry.mailbox(connection).is_some_and(|mailbox| mailbox.close())
+    }
+
+    /// The address the server listens on, with the port it got where 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.core.local_addr
+    }
+
+    /// The connections that are open, in no order.
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        self.core.registry.connections()
+    }
+}
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerHandle").field("local_addr", &self.core.local_addr).finish_non_exhaustive()
+    }
+}
+
+/// In a server, where the task came from.
+impl TaskInfo<ServerHandle> {
+    /// The connection that submitted the task. It may be closed by now.
+    pub fn connection_id(&self) -> ConnectionId {
+        ConnectionId(self.id().submitter())
+    }
+
+    /// The server.
+    pub fn server(&self) -> &ServerHandle {
+        self.origin()
+    }
+}

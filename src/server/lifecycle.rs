@@ -1,0 +1,139 @@
+//! From bound to ended: the phase that every thread of a server looks at, and the waiting for it to change.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::WaitError;
+use crate::stats::TaskStats;
+
+/// How a server ended, from [`Server::run`](crate::Server::run) and
+/// [`ServerHandle::wait`](crate::ServerHandle::wait).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use]
+pub struct ShutdownReport {
+    /// The books of the tasks. Nothing was lost if `tasks.abandoned` is 0.
+    pub tasks: TaskStats,
+    /// Task workers whose thread still runs an abandoned task. Rust cannot kill a thread.
+    pub task_workers_running: usize,
+    /// Workers whose thread is still inside a callback.
+    pub workers_running: usize,
+}
+
+/// What the threads of a server are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub(super) enum Phase {
+    /// Serve.
+    Serving,
+    /// Read no more; finish what is in flight.
+    Draining,
+    /// Deliver what is there and go.
+    Expired,
+}
+
+pub(super) struct Lifecycle {
+    phase: AtomicU8,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    shutdown: Option<Shutdown>,
+    end: Option<Result<ShutdownReport, WaitError>>,
+}
+
+#[derive(Clone, Copy)]
+struct Shutdown {
+    /// `None`: further away than the clock reaches.
+    deadline: Option<Instant>,
+}
+
+impl Lifecycle {
+    pub(super) fn new() -> Lifecycle {
+        Lifecycle {
+            phase: AtomicU8::new(Phase::Serving as u8),
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Serving,
+            1 => Phase::Draining,
+            _ => Phase::Expired,
+        }
+    }
+
+    /// Begins the shutdown, or brings the deadline of one that has begun forward.
+    pub(super) fn begin_shutdown(&self, within: Duration) {
+        let deadline = Instant::now().checked_add(within);
+        let mut state = self.state.lock();
+        let deadline = match state.shutdown {
+            Some(Shutdown { deadline: Some(earlier) }) if deadline.is_none_or(|deadline| earlier < deadline) => {
+                Some(earlier)
+            }
+            _ => deadline,
+        };
+        state.shutdown = Some(Shutdown { deadline });
+        self.phase.fetch_max(Phase::Draining as u8, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn expire(&self) {
+        self.phase.store(Phase::Expired as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn wait_for_shutdown(&self) {
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| state.shutdown.is_none());
+    }
+
+    /// Waits until `done`, which is asked again at each [`notify`](Self::notify), or the shutdown's deadline;
+    /// says which came.
+    pub(super) fn wait_until(&self, done: impl Fn() -> bool) -> bool {
+        let mut state = self.state.lock();
+        loop {
+            if done() {
+                return true;
+            }
+            match state.shutdown.and_then(|shutdown| shutdown.deadline) {
+                Some(deadline) if deadline <= Instant::now() => return false,
+                Some(deadline) => drop(self.changed.wait_until(&mut state, deadline)),
+                None => self.changed.wait(&mut state),
+            }
+        }
+    }
+
+    /// The same with a deadline of its own.
+    pub(super) fn wait_at_most(&self, time: Duration, done: impl Fn() -> bool) {
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, |_| !done(), time);
+    }
+
+    /// Something that somebody waits for may have come.
+    pub(super) fn notify(&self) {
+        // Whoever waits holds the lock between asking and sleeping; taking it here, no one is missed.
+        drop(self.state.lock());
+        self.changed.notify_all();
+    }
+
+    /// The end; only the first one counts.
+    pub(super) fn end(&self, end: Result<ShutdownReport, WaitError>) {
+        self.state.lock().end.get_or_insert(end);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn wait_for_end(&self) -> Result<ShutdownReport, WaitError> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(end) = state.end {
+                return end;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+}

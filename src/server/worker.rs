@@ -1,0 +1,373 @@
+//! The loop of one connection: it sleeps in one place, and does everything else on the way there.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::connection::{CloseReason, Connection, Link, LinkState};
+use super::handle::{Core, ServerHandle};
+use super::lifecycle::Phase;
+use super::registry::{ConnectionId, ConnectionInfo, Mailbox, Place, Registered};
+use super::service::Service;
+use crate::config::{Config, WhenQueueFull};
+use crate::logging::foreign;
+use crate::net::{FrameTooLong, Input, Outbox, Sleeper, Stream};
+use crate::panic::fence;
+use crate::task::{Wake, WhenFull};
+
+/// At most so many outcomes are delivered, and frames received, before the other has its turn.
+const BATCH: usize = 64;
+/// How often a worker with tasks in flight lets others run before it sleeps. A reply that comes meanwhile
+/// costs no system call on either side.
+const YIELDS: usize = 8;
+/// How long a client that is still sending may take to notice that we closed. Without it, the kernel answers
+/// what we leave unread with a reset, and the client can lose what we sent last.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A client that was accepted, and what its worker needs. The order matters when it is dropped: first the
+/// descriptors, then the place.
+pub(super) struct Accepted {
+    pub(super) stream: Stream,
+    pub(super) sleeper: Sleeper,
+    pub(super) place: Place,
+}
+
+/// Serves one connection from its first callback to its last.
+pub(super) fn serve<T, R, S>(service: &Service<T, R, S>, accepted: Accepted)
+where
+    T: Send + 'static,
+    R: Send + 'static,
+{
+    let Accepted { stream, sleeper, place: _place } = accepted;
+    let (core, config) = (&service.core, &service.config);
+    let peer_addr = stream.peer_addr();
+    let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
+    let submitter = service.pool.submitter(wake, config.max_tasks_in_flight);
+    let id = ConnectionId(submitter.number());
+    let info = ConnectionInfo { id, peer_addr };
+    let mailbox = core.registry.register(Mailbox::new(info, Arc::clone(sleeper.waker()), config.max_outbox));
+    log::debug!("connection {id}: open, from {peer_addr}");
+
+    let session = match fence(|| (service.session)(peer_addr)) {
+        Ok(session) => session,
+        Err(message) => return log::error!("connection {id}: session panicked: {}", foreign(message)),
+    };
+    let link = Link {
+        id,
+        stream,
+        outbox: Outbox::new(config.max_outbox),
+        submitter,
+        server: ServerHandle { core: Arc::clone(core) },
+        when_full: match config.when_queue_full {
+            WhenQueueFull::Defer => WhenFull::Defer,
+            WhenQueueFull::Refuse => WhenFull::Refuse,
+        },
+        state: LinkState::Open,
+        now: None,
+    };
+    let mut worker = Worker {
+        service,
+        core,
+        config,
+        conn: Connection { session, link },
+        input: Input::new(config.framing.clone(), config.max_frame),
+        input_ended: false,
+        mailbox,
+        sleeper,
+        seen_phase: Phase::Serving,
+    };
+    let reason = fence(|| worker.work()).unwrap_or_else(CloseReason::Panicked);
+    worker.close(reason);
+    if let Err(message) = fence(|| drop(worker)) {
+        log::warn!("connection {id}: its session panicked when dropped: {}", foreign(message));
+    }
+}
+
+/// The order matters when it is dropped: the socket and the wake-up descriptor before the mailbox.
+struct Worker<'a, T, R, S> {
+    service: &'a Service<T, R, S>,
+    core: &'a Arc<Core>,
+    config: &'a Config,
+    conn: Connection<T, R, S>,
+    input: Input,
+    /// The client has closed its sending half.
+    input_ended: bool,
+    sleeper: Sleeper,
+    mailbox: Registered,
+    /// The phase in which this turn of the loop looked whether to end.
+    seen_phase: Phase,
+}
+
+impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
+    fn work(&mut self) -> CloseReason {
+        match self.turn_until_closed() {
+            Err(reason) => reason,
+        }
+    }
+
+    fn turn_until_closed(&mut self) -> Result<Infallible, CloseReason> {
+        if let Some(on_connect) = &self.service.callbacks.on_connect {
+            on_connect(&mut self.conn).map_err(CloseReason::CallbackFailed)?;
+        }
+        loop {
+            self.conn.link.now = None;
+            self.deliver_outcomes()?;
+            self.take_mail()?;
+            self.flush()?;
+            self.end_if_done()?;
+            if self.input.may_have_frame() && self.may_receive() {
+                self.receive_frames()?;
+            } else if !self.outcome_comes_soon() {
+                self.sleep_and_read()?;
+            }
+        }
+    }
+
+    /// Runs the finish closures of the outcomes that are here.
+    fn deliver_outcomes(&mut self) -> Result<(), CloseReason> {
+        for _ in 0..BATCH {
+            let Some((finished, finish)) = self.conn.link.submitter.next_outcome() else { break };
+            let returned = match (finish, &self.service.callbacks.on_finish) {
+                (Some(finish), _) => (finish.0)(&mut self.conn, finished),
+                (None, Some(on_finish)) => on_finish(&mut self.conn, finished),
+                (None, None) => Ok(()),
+            };
+            if let Err(error) = returned {
+                self.conn.link.submitter.ledger().finish_errors.add(1);
+                self.log_callback_error("a finish closure", &error);
+            }
+            self.end_if_closing()?;
+        }
+        Ok(())
+    }
+
+    /// Moves what others sent to this connection into its outbox, once there is room.
+    fn take_mail(&mut self) -> Result<(), CloseReason> {
+        let room = self.room_in_outbox();
+        let Some(mail) = self.mailbox.take(room) else { return Ok(()) };
+        // Fits, since it was taken for this room.
+        let _ = self.conn.link.outbox.push(&mail.bytes);
+        if mail.close { Err(CloseReason::Server) } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), CloseReason> {
+        let Link { outbox, stream, .. } = &mut self.conn.link;
+        if outbox.is_empty() {
+            return Ok(());
+        }
+        outbox.flush(stream).map_err(CloseReason::Io)
+    }
+
+    /// Hands the frames that are here to `on_receive`, until a batch is full or the connection may receive no
+    /// more for now.
+    fn receive_frames(&mut self) -> Result<(), CloseReason> {
+        for _ in 0..BATCH {
+            let frame = match self.input.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(FrameTooLong) => return Err(CloseReason::FrameTooLong(self.config.max_frame)),
+            };
+            (self.service.callbacks.on_receive)(&mut self.conn, frame).map_err(CloseReason::CallbackFailed)?;
+            self.end_if_closing()?;
+            if !self.may_receive() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the task workers the processor for a moment; whether an outcome is here.
+    fn outcome_comes_soon(&self) -> bool {
+        let submitter = &self.conn.link.submitter;
+        if submitter.in_flight() == 0 {
+            return false;
+        }
+        for _ in 0..YIELDS {
+            if submitter.has_outcome() {
+                return true;
+            }
+            thread::yield_now();
+        }
+        submitter.has_outcome()
+    }
+
+    /// Sleeps until there is something to do, and reads if that is input.
+    fn sleep_and_read(&mut self) -> Result<(), CloseReason> {
+        // Marked first and looked second; whoever has something for us pushes first and looks at the mark
+        // second. So no wake-up is lost.
+        self.sleeper.mark_asleep();
+        let receive = self.may_receive();
+        if self.has_work(receive) {
+            self.sleeper.mark_awake();
+            return Ok(());
+        }
+        let link = &mut self.conn.link;
+        if link.submitter.in_flight() == 0 {
+            self.input.release();
+            link.outbox.release();
+        }
+        let timeout = write_time_left(&link.outbox, self.config)?;
+        let read = receive && !self.input_ended;
+        let write = !link.outbox.is_empty();
+        let ready = self.sleeper.sleep(Some(link.stream.as_fd()), read, write, timeout).map_err(CloseReason::Io)?;
+        if read && (ready.readable || ready.hung_up) {
+            self.read()
+        } else if ready.hung_up {
+            Err(CloseReason::Io(link.stream.take_error()))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn read(&mut self) -> Result<(), CloseReason> {
+        match self.input.fill(&mut self.conn.link.stream) {
+            Ok(0) => self.input_ended = true,
+            Ok(_) => {}
+            Err(error) if is_transient(&error) => {}
+            Err(error) => return Err(CloseReason::Io(error)),
+        }
+        Ok(())
+    }
+
+    /// Everything that could have come while the worker was not asleep yet.
+    fn has_work(&mut self, receive: bool) -> bool {
+        self.conn.link.submitter.has_outcome()
+            || self.mailbox.has_mail(self.room_in_outbox())
+            || self.input.may_have_frame() && receive
+            || self.core.lifecycle.phase() != self.seen_phase
+    }
+
+    /// Whether this connection may be given more input now. Where it is the queue that says no, the worker is
+    /// woken when that has room.
+    fn may_receive(&mut self) -> bool {
+        let link = &mut self.conn.link;
+        self.core.lifecycle.phase() == Phase::Serving
+            && link.submitter.below_cap()
+            && link.outbox.len() <= link.outbox.limit() / 2
+            && (self.config.when_queue_full == WhenQueueFull::Refuse || link.submitter.may_submit())
+    }
+
+    fn room_in_outbox(&self) -> usize {
+        let outbox = &self.conn.link.outbox;
+        outbox.limit().saturating_sub(outbox.len())
+    }
+
+    /// A callback may have closed the connection, or found it broken.
+    fn end_if_closing(&mut self) -> Result<(), CloseReason> {
+        match self.conn.link.state {
+            LinkState::Open => Ok(()),
+            _ => match std::mem::replace(&mut self.conn.link.state, LinkState::Closing) {
+                LinkState::Broken(error) => Err(CloseReason::Io(error)),
+                _ => Err(CloseReason::Server),
+            },
+        }
+    }
+
+    /// Whether everything is done that was to be done.
+    fn end_if_done(&mut self) -> Result<(), CloseReason> {
+        self.end_if_closing()?;
+        self.seen_phase = self.core.lifecycle.phase();
+        let link = &self.conn.link;
+        let settled = link.submitter.in_flight() == 0 && link.outbox.is_empty();
+        match self.seen_phase {
+            Phase::Serving if settled && self.input_ended && !self.input.may_have_frame() => Err(CloseReason::Client),
+            Phase::Serving => Ok(()),
+            Phase::Draining if settled => Err(CloseReason::Shutdown),
+            Phase::Draining => Ok(()),
+            Phase::Expired if link.submitter.has_outcome() => Ok(()),
+            Phase::Expired => Err(CloseReason::Shutdown),
+        }
+    }
+
+    /// The end: flush if the client is there, `on_close`, and let the client notice.
+    fn close(&mut self, reason: CloseReason) {
+        let id = self.conn.id();
+        log::debug!("connection {id}: {}", foreign(&reason));
+        self.mailbox.seal();
+        let flushed = reason.is_orderly() && self.flush_out();
+        self.conn.link.state = LinkState::Closed;
+        if let Some(on_close) = &self.service.callbacks.on_close {
+            match fence(|| on_close(&mut self.conn, &reason)) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => self.log_callback_error("on_close", &error),
+                Err(message) => log::error!("connection {id}: on_close panicked: {}", foreign(message)),
+            }
+        }
+        if flushed && !matches!(reason, CloseReason::Client) {
+            self.linger();
+        }
+    }
+
+    /// Writes the rest of the outbox, for as long as the client takes some of it within the write timeout.
+    fn flush_out(&mut self) -> bool {
+        loop {
+            if self.flush().is_err() {
+                return false;
+            }
+            let Link { outbox, stream, .. } = &self.conn.link;
+            if outbox.is_empty() {
+                return true;
+            }
+            self.sleeper.mark_asleep();
+            if self.core.lifecycle.phase() == Phase::Expired {
+                return false;
+            }
+            let Ok(timeout) = write_time_left(outbox, self.config) else { return false };
+            match self.sleeper.sleep(Some(stream.as_fd()), false, true, timeout) {
+                Ok(ready) if !ready.hung_up => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// Reads and forgets what a client in the middle of sending still sends, until it closes too.
+    fn linger(&mut self) {
+        self.conn.link.stream.shutdown_write();
+        let until = Instant::now() + LINGER;
+        let mut sending = self.input.may_have_frame();
+        loop {
+            match self.input.discard(&mut self.conn.link.stream) {
+                Ok(0) => return,
+                Ok(_) => sending = true,
+                Err(error) if !is_transient(&error) => return,
+                Err(_) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    self.sleeper.mark_asleep();
+                    if !sending || left.is_zero() || self.core.lifecycle.phase() == Phase::Expired {
+                        return;
+                    }
+                    let source = Some(self.conn.link.stream.as_fd());
+                    if self.sleeper.sleep(source, true, false, Some(left)).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn log_callback_error(&self, callback: &str, error: &anyhow::Error) {
+        if let Some(held_back) = self.core.callback_log.permit() {
+            log::warn!(
+                "connection {}: {callback} failed: {} ({held_back} more errors since the last line)",
+                self.conn.id(),
+                foreign(format_args!("{error:#}"))
+            );
+        }
+    }
+}
+
+/// How long the client may still take nothing; `None` while it takes what comes.
+fn write_time_left(outbox: &Outbox, config: &Config) -> Result<Option<Duration>, CloseReason> {
+    let Some(since) = outbox.blocked_since() else { return Ok(None) };
+    match config.write_timeout.checked_sub(since.elapsed()) {
+        Some(left) if !left.is_zero() => Ok(Some(left)),
+        _ => Err(CloseReason::WriteTimeout),
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}

@@ -1,0 +1,247 @@
+//! The books: counters with one writer each, and the snapshot users see.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+/// A counter that only one thread writes, so that counting is a plain store.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        // Release, so that whoever sees an outcome counted also sees its task accepted.
+        self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Release);
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Release);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What one thread has to count. On cache lines of its own, so that no two writers share one.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Ledger {
+    pub(crate) accepted: Counter,
+    pub(crate) done: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) panicked: Counter,
+    pub(crate) abandoned: Counter,
+    pub(crate) late: Counter,
+    pub(crate) delivered: Counter,
+    pub(crate) orphaned: Counter,
+    pub(crate) finish_errors: Counter,
+    pub(crate) state_failures: Counter,
+    /// 1 while this thread runs a task.
+    pub(crate) running: Counter,
+}
+
+/// All ledgers of one pool: those in use, and the sum of those that are closed.
+#[derive(Default)]
+pub(crate) struct Books(Mutex<Shelf>);
+
+#[derive(Default)]
+struct Shelf {
+    open: HashMap<u64, Arc<Ledger>>,
+    opened: u64,
+    closed: Totals,
+}
+
+/// A ledger in use. When dropped, its figures stay in the books.
+pub(crate) struct OpenLedger {
+    books: Arc<Books>,
+    key: u64,
+    ledger: Arc<Ledger>,
+}
+
+impl Deref for OpenLedger {
+    type Target = Ledger;
+
+    fn deref(&self) -> &Ledger {
+        &self.ledger
+    }
+}
+
+impl Drop for OpenLedger {
+    fn drop(&mut self) {
+        let mut shelf = self.books.0.lock();
+        shelf.open.remove(&self.key);
+        shelf.closed.add(&self.ledger);
+    }
+}
+
+impl Books {
+    pub(crate) fn open(self: &Arc<Self>) -> OpenLedger {
+        let mut shelf = self.0.lock();
+        let (key, ledger) = (shelf.opened, Arc::new(Ledger::default()));
+        shelf.opened += 1;
+        shelf.open.insert(key, Arc::clone(&ledger));
+        drop(shelf);
+        OpenLedger { books: Arc::clone(self), key, ledger }
+    }
+
+    /// The tasks; finish closures that returned an error; states that could not be made again.
+    pub(crate) fn read(&self) -> (TaskStats, u64, u64) {
+        let totals = self.totals();
+        (totals.task_stats(), totals.finish_errors, totals.state_failures)
+    }
+
+    fn totals(&self) -> Totals {
+        let shelf = self.0.lock();
+        let mut totals = shelf.closed;
+        for ledger in shelf.open.values() {
+            totals.add_deliveries(ledger);
+        }
+        for ledger in shelf.open.values() {
+            totals.add_outcomes(ledger);
+        }
+        for ledger in shelf.open.values() {
+            totals.add_accepted(ledger);
+        }
+        totals
+    }
+}
+
+/// Sums of ledgers. Deliveries are read first and acceptances last: a task that ends meanwhile may be seen
+/// as pending, but no outcome is ever seen without its task.
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    accepted: u64,
+    done: u64,
+    failed: u64,
+    panicked: u64,
+    abandoned: u64,
+    late: u64,
+    delivered: u64,
+    orphaned: u64,
+    finish_errors: u64,
+    state_failures: u64,
+    running: u64,
+}
+
+impl Totals {
+    fn add(&mut self, ledger: &Ledger) {
+        self.add_deliveries(ledger);
+        self.add_outcomes(ledger);
+        self.add_accepted(ledger);
+    }
+
+    fn add_deliveries(&mut self, ledger: &Ledger) {
+        self.delivered += ledger.delivered.get();
+        self.orphaned += ledger.orphaned.get();
+        self.finish_errors += ledger.finish_errors.get();
+        self.state_failures += ledger.state_failures.get();
+    }
+
+    fn add_outcomes(&mut self, ledger: &Ledger) {
+        self.running += ledger.running.get();
+        self.done += ledger.done.get();
+        self.failed += ledger.failed.get();
+        self.panicked += ledger.panicked.get();
+        self.abandoned += ledger.abandoned.get();
+        self.late += ledger.late.get();
+    }
+
+    fn add_accepted(&mut self, ledger: &Ledger) {
+        self.accepted += ledger.accepted.get();
+    }
+
+    fn task_stats(&self) -> TaskStats {
+        let outcomes = self.done + self.failed + self.panicked + self.abandoned;
+        let pending = self.accepted - outcomes.min(self.accepted);
+        TaskStats {
+            accepted: self.accepted,
+            done: self.done,
+            failed: self.failed,
+            panicked: self.panicked,
+            abandoned: self.abandoned,
+            pending,
+            queued: pending - self.running.min(pending),
+            running: self.running,
+            late: self.late,
+            delivered: self.delivered,
+            orphaned: self.orphaned,
+        }
+    }
+}
+
+/// The books of a task pool at one moment.
+///
+/// Two accounts balance, exactly so while nothing moves:
+/// `accepted = done + failed + panicked + abandoned + pending`, and
+/// `outcomes() = delivered + orphaned` once every outcome has reached its worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TaskStats {
+    /// Tasks handed over, each counted once.
+    pub accepted: u64,
+    /// Tasks that returned a result.
+    pub done: u64,
+    /// Tasks that returned an error.
+    pub failed: u64,
+    /// Tasks that panicked.
+    pub panicked: u64,
+    /// Tasks given up because a shutdown's deadline came first.
+    pub abandoned: u64,
+    /// Tasks that have no outcome yet: those that are queued or running.
+    pub pending: u64,
+    /// Tasks that wait for a task worker.
+    pub queued: u64,
+    /// Task workers that run a task right now. After a shutdown's deadline, those that still run an abandoned one.
+    pub running: u64,
+    /// Tasks that ended after they were given up. Their outcome had been decided, so this is nothing else.
+    pub late: u64,
+    /// Outcomes that reached the worker that submitted the task.
+    pub delivered: u64,
+    /// Outcomes that came too late for a connection that had closed.
+    pub orphaned: u64,
+}
+
+impl TaskStats {
+    /// How many tasks have ended, one way or another.
+    pub fn outcomes(&self) -> u64 {
+        self.done + self.failed + self.panicked + self.abandoned
+    }
+}
+
+/// What a server has done and is doing, from [`ServerHandle::stats`](crate::ServerHandle::stats).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Connections that are open.
+    pub connections: usize,
+    /// Connections accepted since the start.
+    pub accepted_connections: u64,
+    /// Connections that were accepted and then closed at once, because no thread could be started for them.
+    pub refused_connections: u64,
+    /// Finish closures that returned an error.
+    pub finish_errors: u64,
+    /// Times a task worker's state could not be made again after a panic.
+    pub state_failures: u64,
+    /// The tasks.
+    pub tasks: TaskStats,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_ledger_stays_in_the_books() {
+        let books = Arc::new(Books::default());
+        let (worker, task_worker) = (books.open(), books.open());
+        worker.accepted.add(3);
+        task_worker.done.add(1);
+        drop(worker);
+        let (stats, ..) = books.read();
+        assert_eq!((stats.accepted, stats.done, stats.pending), (3, 1, 2));
+    }
+}

@@ -1,0 +1,143 @@
+//! Where tasks wait: the only place that knows it is a crossbeam channel in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
+
+use super::Wake;
+use super::reply::Ticket;
+use crate::panic::fence as fence_panic;
+use crate::stats::Ledger;
+
+/// One piece of slow work, and the right to say how it ended.
+pub(super) struct Task<T, R> {
+    pub(super) payload: T,
+    pub(super) ticket: Ticket<R>,
+}
+
+enum Entry<T, R> {
+    Task(Task<T, R>),
+    /// Ends the loop of one task worker. Waits behind the tasks that were there before it.
+    Stop,
+}
+
+pub(super) struct Queue<T, R> {
+    sender: Sender<Entry<T, R>>,
+    receiver: Receiver<Entry<T, R>>,
+    capacity: usize,
+    closed: AtomicBool,
+    /// Somebody in `waiting` wants to hear when there is room.
+    awaited: AtomicBool,
+    waiting: Mutex<Vec<Arc<dyn Wake>>>,
+}
+
+impl<T, R> Queue<T, R> {
+    pub(super) fn new(capacity: usize) -> Queue<T, R> {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        Queue {
+            sender,
+            receiver,
+            capacity,
+            closed: AtomicBool::new(false),
+            awaited: AtomicBool::new(false),
+            waiting: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Never waits. Hands the task back once the queue is closed.
+    pub(super) fn push(&self, task: Task<T, R>, ledger: &Ledger) -> Result<(), Task<T, R>> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(task);
+        }
+        ledger.accepted.add(1);
+        // Cannot fail: a receiver lives as long as this.
+        let _ = self.sender.send(Entry::Task(task));
+        // Either we see here that it was closed meanwhile, or whoever closes it sees this task.
+        fence(Ordering::SeqCst);
+        if self.closed.load(Ordering::Relaxed) {
+            self.abandon_all(ledger);
+        }
+        Ok(())
+    }
+
+    /// The next task if one waits; `None` tells the caller's loop to end. Blocks until there is either.
+    /// `idle` is called before it blocks.
+    pub(super) fn take(&self, idle: impl FnOnce()) -> Option<Task<T, R>> {
+        let entry = match self.receiver.try_recv() {
+            Ok(entry) => entry,
+            Err(_) => {
+                idle();
+                // Cannot fail: a sender lives as long as this.
+                self.receiver.recv().ok()?
+            }
+        };
+        // Either we see who registered, or it sees the place that we made.
+        fence(Ordering::SeqCst);
+        if self.awaited.load(Ordering::Relaxed) && self.has_room() {
+            self.wake_waiting();
+        }
+        match entry {
+            Entry::Task(task) => Some(task),
+            Entry::Stop => None,
+        }
+    }
+
+    /// Ends the loops of `count` task workers, each once nothing waits before it.
+    pub(super) fn stop(&self, count: usize) {
+        for _ in 0..count {
+            let _ = self.sender.send(Entry::Stop);
+        }
+    }
+
+    /// Takes no more, and gives up what waits.
+    pub(super) fn close(&self, ledger: &Ledger) {
+        self.closed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.abandon_all(ledger);
+    }
+
+    fn abandon_all(&self, ledger: &Ledger) {
+        let mut stops = 0;
+        while let Ok(entry) = self.receiver.try_recv() {
+            match entry {
+                Entry::Task(Task { payload, ticket }) => {
+                    ticket.abandon(None, ledger);
+                    // The payload's own drop may panic; the rest must be given up all the same.
+                    let _ = fence_panic(|| drop(payload));
+                }
+                Entry::Stop => stops += 1,
+            }
+        }
+        self.stop(stops);
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.receiver.len() >= self.capacity
+    }
+
+    /// At most half full, which is when those who wait may go on.
+    pub(super) fn has_room(&self) -> bool {
+        self.receiver.len() <= self.capacity / 2
+    }
+
+    /// Registers to be woken once there is room. Look at `has_room` again after it.
+    pub(super) fn await_room(&self, waiter: Arc<dyn Wake>) {
+        self.waiting.lock().push(waiter);
+        self.awaited.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    fn wake_waiting(&self) {
+        let woken = {
+            let mut waiting = self.waiting.lock();
+            self.awaited.store(false, Ordering::Relaxed);
+            std::mem::take(&mut *waiting)
+        };
+        fence(Ordering::SeqCst);
+        for waiter in woken {
+            waiter.wake();
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! One party that hands over tasks and gets their outcomes back, each with its finish closure.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::Wake;
+use super::outcome::{Finished, TaskId};
+use super::queue::{Queue, Task};
+use super::reply::{ReplyAddress, Ticket};
+use crate::error::TaskError;
+use crate::stats::{Ledger, OpenLedger};
+
+/// Never reset, so that no two submitters of a process share a number.
+static SUBMITTERS: AtomicU64 = AtomicU64::new(0);
+
+/// Belongs to one thread. `F` is the type of the finish closures that single tasks may have.
+pub(crate) struct Submitter<T, R, F> {
+    number: u64,
+    /// The sequence of the last accepted task.
+    sequence: u64,
+    in_flight: usize,
+    max_in_flight: usize,
+    queue: Arc<Queue<T, R>>,
+    reply_to: Arc<ReplyAddress<R>>,
+    wake: Arc<dyn Wake>,
+    finishes: HashMap<u64, F>,
+    ledger: OpenLedger,
+    /// Registered to be woken once the queue has room, and not gone on since.
+    awaits_room: bool,
+}
+
+/// When a task is refused.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WhenFull {
+    /// Only far beyond the cap in flight: the submitter is trusted to heed [`Submitter::may_submit`].
+    Defer,
+    /// At the queue's capacity.
+    Refuse,
+    /// At the queue's capacity, and at the cap in flight.
+    RefuseAtCap,
+}
+
+/// A submitter that is to defer may exceed its cap in flight so many times, in a callback that submits
+/// without end.
+const HARD_LIMIT: usize = 4;
+
+impl<T, R, F> Submitter<T, R, F> {
+    pub(super) fn new(queue: Arc<Queue<T, R>>, wake: Arc<dyn Wake>, max_in_flight: usize, ledger: OpenLedger) -> Self {
+        Submitter {
+            number: SUBMITTERS.fetch_add(1, Ordering::Relaxed) + 1,
+            sequence: 0,
+            in_flight: 0,
+            max_in_flight,
+            queue,
+            reply_to: Arc::new(ReplyAddress::new(Arc::clone(&wake))),
+            wake,
+            finishes: HashMap::new(),
+            ledger,
+            awaits_room: false,
+        }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Hands a task over; never waits. An error hands the payload back, and takes no id.
+    pub(crate) fn submit(
+        &mut self,
+        payload: T,
+        finish: Option<F>,
+        when_full: WhenFull,
+        now: Instant,
+    ) -> Result<TaskId, (TaskError, T)> {
+        if let Some(reason) = self.refusal(when_full) {
+            return Err((reason, payload));
+        }
+        let id = TaskId { submitter: self.number, sequence: self.sequence + 1 };
+        let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&self.reply_to) };
+        if let Err(task) = self.queue.push(Task { payload, ticket }, &self.ledger) {
+            return Err((TaskError::ShuttingDown, task.payload));
+        }
+        self.sequence = id.sequence;
+        self.in_flight += 1;
+        if let Some(finish) = finish {
+            self.finishes.insert(id.sequence, finish);
+        }
+        Ok(id)
+    }
+
+    fn refusal(&self, when_full: WhenFull) -> Option<TaskError> {
+        let cap = match when_full {
+            WhenFull::Defer | WhenFull::Refuse => self.max_in_flight.saturating_mul(HARD_LIMIT),
+            WhenFull::RefuseAtCap => self.max_in_flight,
+        };
+        if self.in_flight >= cap {
+            Some(TaskError::TooManyInFlight)
+        } else if when_full != WhenFull::Defer && self.queue.is_full() {
+            Some(TaskError::QueueFull)
+        } else {
+            None
+        }
+    }
+
+    /// Below the cap of tasks in flight.
+    pub(crate) fn below_cap(&self) -> bool {
+        self.in_flight < self.max_in_flight
+    }
+
+    /// Whether the queue takes more. If not, this submitter is woken once it has drained to half, and is
+    /// told no until then.
+    pub(crate) fn may_submit(&mut self) -> bool {
+        if !self.awaits_room {
+            if !self.queue.is_full() {
+                return true;
+            }
+            self.queue.await_room(Arc::clone(&self.wake));
+        }
+        self.awaits_room = !self.queue.has_room();
+        !self.awaits_room
+    }
+
+    pub(crate) fn has_outcome(&self) -> bool {
+        !self.reply_to.receiver().is_empty()
+    }
+
+    /// The next outcome that is here, with the finish closure its task was given.
+    pub(crate) fn next_outcome(&mut self) -> Option<(Finished<R>, Option<F>)> {
+        let finished = self.reply_to.receiver().try_recv().ok()?;
+        Some(self.delivered(finished))
+    }
+
+    /// The next outcome, which is waited for as long as it takes. `None` if nothing is in flight.
+    pub(crate) fn wait_outcome(&mut self) -> Option<(Finished<R>, Option<F>)> {
+        if self.in_flight == 0 {
+            return None;
+        }
+        let finished = self.reply_to.receiver().recv().ok()?;
+        Some(self.delivered(finished))
+    }
+
+    fn delivered(&mut self, finished: Finished<R>) -> (Finished<R>, Option<F>) {
+        self.in_flight -= 1;
+        self.ledger.delivered.add(1);
+        let finish = match self.finishes.is_empty() {
+            true => None,
+            false => self.finishes.remove(&finished.id.sequence),
+        };
+        (finished, finish)
+    }
+}
+
+impl<T, R, F> Drop for Submitter<T, R, F> {
+    fn drop(&mut self) {
+        self.reply_to.close(&self.ledger);
+    }
+}
