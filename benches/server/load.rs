@@ -1,0 +1,165 @@
+//! The load: one thread, all connections in one epoll, each with a fixed number of requests in flight. Every answer is
+//! checked: it must answer a request that is in flight on that connection, and say exactly what it should.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use hdrhistogram::Histogram;
+use rustix::event::Timespec;
+use rustix::event::epoll;
+
+use crate::rivals::Lines;
+
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub connections: usize,
+    pub in_flight: usize,
+}
+
+pub struct Answers {
+    pub count: u64,
+    pub time: Duration,
+    /// In nanoseconds.
+    pub latency: Histogram<u64>,
+}
+
+/// A server that answers nothing for so long has failed.
+const STALLED: Duration = Duration::from_secs(5);
+
+pub fn run(addr: SocketAddr, shape: Shape, time: Duration) -> anyhow::Result<Answers> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let mut clients = Vec::new();
+    for index in 0..shape.connections {
+        let client = Client::connect(addr, shape.in_flight)?;
+        epoll::add(&epoll, &client.socket, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
+        clients.push(client);
+    }
+    let mut answers = Answers { count: 0, time: Duration::ZERO, latency: Histogram::new(3)? };
+    let start = Instant::now();
+    for client in &mut clients {
+        for slot in 0..shape.in_flight {
+            client.request(slot, start);
+        }
+        client.flush()?;
+    }
+    let mut events = Vec::with_capacity(shape.connections);
+    while start.elapsed() < time {
+        let timeout = Timespec::try_from(STALLED)?;
+        epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout))?;
+        ensure!(!events.is_empty(), "the server has answered nothing for {STALLED:?}");
+        for event in events.drain(..) {
+            let client = &mut clients[event.data.u64() as usize];
+            client.take_answers(&mut answers)?;
+            client.flush()?;
+        }
+    }
+    answers.time = start.elapsed();
+    Ok(answers)
+}
+
+/// Connections that have done one request each and then do nothing.
+pub fn idle_connections(addr: SocketAddr, count: usize) -> anyhow::Result<Vec<TcpStream>> {
+    let mut idle = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut socket = TcpStream::connect(addr)?;
+        socket.write_all(b"hello\n")?;
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer)?;
+        ensure!(&answer == b"hello -> OK\n", "a wrong answer");
+        idle.push(socket);
+    }
+    // What the server does after its last answer is done by then; there is no event for it.
+    std::thread::sleep(Duration::from_secs(2));
+    Ok(idle)
+}
+
+struct Client {
+    socket: TcpStream,
+    input: Lines,
+    output: Vec<u8>,
+    slots: Vec<Slot>,
+    requests: u64,
+}
+
+/// A request in flight. Its line is `slot.number`.
+#[derive(Clone, Copy)]
+struct Slot {
+    number: u64,
+    sent: Instant,
+}
+
+impl Client {
+    fn connect(addr: SocketAddr, in_flight: usize) -> anyhow::Result<Client> {
+        let socket = TcpStream::connect(addr)?;
+        socket.set_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        let slots = vec![Slot { number: 0, sent: Instant::now() }; in_flight];
+        Ok(Client { socket, input: Lines::default(), output: Vec::new(), slots, requests: 0 })
+    }
+
+    fn request(&mut self, slot: usize, now: Instant) {
+        self.requests += 1;
+        self.slots[slot] = Slot { number: self.requests, sent: now };
+        push_number(&mut self.output, slot as u64);
+        self.output.push(b'.');
+        push_number(&mut self.output, self.requests);
+        self.output.push(b'\n');
+    }
+
+    /// A few kilobytes at most, which a socket that is being read always takes.
+    fn flush(&mut self) -> anyhow::Result<()> {
+        if !self.output.is_empty() {
+            let n = self.socket.write(&self.output).context("write")?;
+            ensure!(n == self.output.len(), "a short write");
+            self.output.clear();
+        }
+        Ok(())
+    }
+
+    fn take_answers(&mut self, answers: &mut Answers) -> anyhow::Result<()> {
+        let n = match self.socket.read(self.input.room()) {
+            Ok(0) => bail!("the server closed a connection"),
+            Ok(n) => n,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        self.input.filled(n);
+        let now = Instant::now();
+        while let Some(line) = self.input.next_line() {
+            let (slot, number) = parse_answer(line).with_context(|| format!("answer {}", line.escape_ascii()))?;
+            let expected = self.slots.get(slot).context("an answer to a request that never was")?;
+            ensure!(expected.number == number, "an answer to a request that is not in flight");
+            answers.count += 1;
+            answers.latency.record(u64::try_from((now - expected.sent).as_nanos())?)?;
+            self.request(slot, now);
+        }
+        Ok(())
+    }
+}
+
+fn parse_answer(line: &[u8]) -> Option<(usize, u64)> {
+    let request = line.strip_suffix(b" -> OK")?;
+    let dot = memchr::memchr(b'.', request)?;
+    Some((usize::try_from(parse_number(&request[..dot])?).ok()?, parse_number(&request[dot + 1..])?))
+}
+
+fn parse_number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0u64, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0')))
+}
+
+fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
+    let at = bytes.len();
+    loop {
+        bytes.push(b'0' + (number % 10) as u8);
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    bytes[at..].reverse();
+}
