@@ -1,1 +1,157 @@
-fn main() {}
+//! `cargo bench --bench tasks`: the back room alone, without a socket, beside other ways to have a thread do something
+//! and hear back. See docs/PERFORMANCE.md.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backroom::back_room::{Caller, Pool};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+const THREADS: [usize; 3] = [1, 2, 4];
+const IN_FLIGHT: u64 = 256;
+
+/// Somebody who takes numbers and gives them back incremented, in any order.
+trait Rival {
+    fn submit(&mut self, number: u64);
+    fn wait(&mut self) -> u64;
+}
+
+fn task(number: u64) -> u64 {
+    black_box(number) + 1
+}
+
+struct Backroom {
+    caller: Caller,
+    _pool: Pool,
+}
+
+impl Rival for Backroom {
+    fn submit(&mut self, number: u64) {
+        // A server takes one stamp per batch of input; here every task gets its own, which costs more.
+        self.caller.submit(number, Instant::now());
+    }
+
+    fn wait(&mut self) -> u64 {
+        self.caller.wait().expect("a result")
+    }
+}
+
+/// The least there could be: one channel there, one back, and nothing else.
+struct RawPair {
+    there: Sender<u64>,
+    back: Receiver<u64>,
+}
+
+impl RawPair {
+    fn start(threads: usize) -> RawPair {
+        let (there, tasks) = unbounded();
+        let (results, back) = unbounded();
+        for _ in 0..threads {
+            let (tasks, results) = (tasks.clone(), results.clone());
+            std::thread::spawn(move || tasks.iter().for_each(|number| drop(results.send(task(number)))));
+        }
+        RawPair { there, back }
+    }
+}
+
+impl Rival for RawPair {
+    fn submit(&mut self, number: u64) {
+        self.there.send(number).expect("a thread");
+    }
+
+    fn wait(&mut self) -> u64 {
+        self.back.recv().expect("a result")
+    }
+}
+
+/// A pool that runs closures, whose results come back on a crossbeam channel.
+struct Closures<E> {
+    execute: E,
+    results: Sender<u64>,
+    back: Receiver<u64>,
+}
+
+fn closures<E: FnMut(Box<dyn FnOnce() + Send>) + 'static>(execute: E) -> Box<dyn Rival> {
+    let (results, back) = unbounded();
+    Box::new(Closures { execute, results, back })
+}
+
+impl<E: FnMut(Box<dyn FnOnce() + Send>)> Rival for Closures<E> {
+    fn submit(&mut self, number: u64) {
+        let results = self.results.clone();
+        (self.execute)(Box::new(move || drop(results.send(task(number)))));
+    }
+
+    fn wait(&mut self) -> u64 {
+        self.back.recv().expect("a result")
+    }
+}
+
+fn rivals(threads: usize) -> Vec<(&'static str, Box<dyn Rival>)> {
+    let pool = Pool::start(threads, task);
+    let rayon = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("rayon");
+    let threadpool = threadpool::ThreadPool::new(threads);
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(threads)
+        .build()
+        .map(Arc::new)
+        .expect("tokio");
+    vec![
+        ("backroom", Box::new(Backroom { caller: pool.caller(), _pool: pool })),
+        ("raw crossbeam pair", Box::new(RawPair::start(threads))),
+        ("threadpool", closures(move |job| threadpool.execute(job))),
+        ("rayon spawn", closures(move |job| rayon.spawn(job))),
+        ("tokio spawn_blocking", closures(move |job| drop(tokio.spawn_blocking(job)))),
+    ]
+}
+
+fn round_trip(rival: &mut dyn Rival) {
+    rival.submit(1);
+    assert_eq!(rival.wait(), 2);
+}
+
+/// Keeps so many in flight that none waits for another's way back.
+fn many_in_flight(rival: &mut dyn Rival, tasks: u64) -> Duration {
+    let start = Instant::now();
+    let (mut sent, mut sum) = (0, 0u64);
+    while sent < tasks.min(IN_FLIGHT) {
+        rival.submit(sent);
+        sent += 1;
+    }
+    for _ in 0..tasks {
+        sum += rival.wait();
+        if sent < tasks {
+            rival.submit(sent);
+            sent += 1;
+        }
+    }
+    assert_eq!(sum, tasks * (tasks + 1) / 2, "every result came back once");
+    start.elapsed()
+}
+
+fn benchmarks(criterion: &mut Criterion) {
+    for threads in THREADS {
+        let mut group = criterion.benchmark_group(format!("round trip, 1 in flight, {threads} threads"));
+        for (name, mut rival) in rivals(threads) {
+            group.bench_function(name, |bencher| bencher.iter(|| round_trip(&mut *rival)));
+        }
+        group.finish();
+
+        let mut group = criterion.benchmark_group(format!("rate, {IN_FLIGHT} in flight, {threads} threads"));
+        group.throughput(Throughput::Elements(1));
+        for (name, mut rival) in rivals(threads) {
+            group.bench_function(name, |bencher| bencher.iter_custom(|tasks| many_in_flight(&mut *rival, tasks)));
+        }
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = tasks;
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = benchmarks
+}
+criterion_main!(tasks);

@@ -23,4 +23,6 @@ pub use server::{
     stage,
 };
 pub use stats::{Stats, TaskStats};
+#[doc(hidden)]
+pub use task::alone as back_room;
 pub use task::{Finished, Outcome, TaskContext, TaskId, TaskInfo};

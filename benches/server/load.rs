@@ -13,22 +13,28 @@ use rustix::event::epoll;
 use crate::rivals::Lines;
 
 #[derive(Clone, Copy)]
-pub struct Shape {
-    pub connections: usize,
-    pub in_flight: usize,
+pub(crate) struct Shape {
+    pub(crate) connections: usize,
+    pub(crate) in_flight: usize,
 }
 
-pub struct Answers {
-    pub count: u64,
-    pub time: Duration,
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.connections, self.in_flight)
+    }
+}
+
+pub(crate) struct Answers {
+    pub(crate) count: u64,
+    pub(crate) time: Duration,
     /// In nanoseconds.
-    pub latency: Histogram<u64>,
+    pub(crate) latency: Histogram<u64>,
 }
 
 /// A server that answers nothing for so long has failed.
 const STALLED: Duration = Duration::from_secs(5);
 
-pub fn run(addr: SocketAddr, shape: Shape, time: Duration) -> anyhow::Result<Answers> {
+pub(crate) fn run(addr: SocketAddr, shape: Shape, time: Duration) -> anyhow::Result<Answers> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut clients = Vec::new();
     for index in 0..shape.connections {
@@ -60,7 +66,7 @@ pub fn run(addr: SocketAddr, shape: Shape, time: Duration) -> anyhow::Result<Ans
 }
 
 /// Connections that have done one request each and then do nothing.
-pub fn idle_connections(addr: SocketAddr, count: usize) -> anyhow::Result<Vec<TcpStream>> {
+pub(crate) fn idle_connections(addr: SocketAddr, count: usize) -> anyhow::Result<Vec<TcpStream>> {
     let mut idle = Vec::with_capacity(count);
     for _ in 0..count {
         let mut socket = TcpStream::connect(addr)?;

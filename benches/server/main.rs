@@ -28,6 +28,7 @@ struct Options {
     rounds: usize,
     time: Duration,
     only: Option<String>,
+    shape: Option<String>,
     idle: bool,
 }
 
@@ -49,13 +50,16 @@ fn main() -> anyhow::Result<()> {
     );
     let servers = names.iter().map(|name| ServerProcess::start(name)).collect::<anyhow::Result<Vec<_>>>()?;
     for shape in SHAPES {
+        if options.shape.as_ref().is_some_and(|only| *only != shape.to_string()) {
+            continue;
+        }
         let mut table = Table::new(&names);
         for _ in 0..options.rounds {
             for (column, server) in servers.iter().enumerate() {
                 table.add(column, measure(server, shape, options.time)?);
             }
         }
-        println!("\n{} connections × {} in flight", shape.connections, shape.in_flight);
+        println!("\n{shape}: connections × requests in flight on each");
         table.print();
     }
     drop(servers);
@@ -104,7 +108,7 @@ fn measure_idle(name: &str, rounds: usize, time: Duration) -> anyhow::Result<()>
 }
 
 fn parse(args: &[String]) -> anyhow::Result<Options> {
-    let mut options = Options { rounds: 5, time: Duration::from_secs(2), only: None, idle: true };
+    let mut options = Options { rounds: 5, time: Duration::from_secs(2), only: None, shape: None, idle: true };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| anyhow::anyhow!("{arg} needs a value"));
@@ -112,9 +116,10 @@ fn parse(args: &[String]) -> anyhow::Result<Options> {
             "--rounds" => options.rounds = value()?.parse()?,
             "--seconds" => options.time = Duration::from_secs_f64(value()?.parse()?),
             "--only" => options.only = Some(value()?.clone()),
+            "--shape" => options.shape = Some(value()?.clone()),
             "--no-idle" => options.idle = false,
             "--bench" => {}
-            _ => anyhow::bail!("options: --rounds N, --seconds S, --only NAME, --no-idle"),
+            _ => anyhow::bail!("options: --rounds N, --seconds S, --only NAME, --shape 8x16, --no-idle"),
         }
     }
     Ok(options)

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-pub struct ServerProcess {
+pub(crate) struct ServerProcess {
     child: Child,
     addr: SocketAddr,
 }
 
 impl ServerProcess {
     /// Starts this very program again as that server.
-    pub fn start(name: &str) -> anyhow::Result<ServerProcess> {
+    pub(crate) fn start(name: &str) -> anyhow::Result<ServerProcess> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--serve", name])
             .stdin(Stdio::null())
@@ -26,12 +26,12 @@ impl ServerProcess {
         Ok(ServerProcess { child, addr })
     }
 
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
     /// User and system time of all its threads so far, in clock ticks of 10 ms.
-    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+    pub(crate) fn cpu_time(&self) -> anyhow::Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         // The name may hold spaces; the fields after it do not. utime and stime are the 14th and 15th of all.
         let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
@@ -39,7 +39,7 @@ impl ServerProcess {
         Ok(Duration::from_millis(10 * ticks))
     }
 
-    pub fn resident_kib(&self) -> anyhow::Result<u64> {
+    pub(crate) fn resident_kib(&self) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)

@@ -5,9 +5,9 @@ use std::time::Duration;
 use crate::load::Answers;
 
 /// One round of one server.
-pub struct Measured {
+pub(crate) struct Measured {
     /// Requests per second.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// Microseconds.
     p50: f64,
     p99: f64,
@@ -17,7 +17,7 @@ pub struct Measured {
 }
 
 impl Measured {
-    pub fn new(answers: &Answers, cpu: Duration) -> Measured {
+    pub(crate) fn new(answers: &Answers, cpu: Duration) -> Measured {
         let percentile = |quantile| answers.latency.value_at_quantile(quantile) as f64 / 1e3;
         Measured {
             rate: answers.count as f64 / answers.time.as_secs_f64(),
@@ -41,21 +41,21 @@ const FIGURES: [Figure; 5] = [
 ];
 
 /// A column per server, the first of which the others are compared with.
-pub struct Table<'a> {
+pub(crate) struct Table<'a> {
     names: &'a [&'a str],
     rounds: Vec<Vec<Measured>>,
 }
 
 impl Table<'_> {
-    pub fn new<'a>(names: &'a [&'a str]) -> Table<'a> {
+    pub(crate) fn new<'a>(names: &'a [&'a str]) -> Table<'a> {
         Table { names, rounds: names.iter().map(|_| Vec::new()).collect() }
     }
 
-    pub fn add(&mut self, column: usize, measured: Measured) {
+    pub(crate) fn add(&mut self, column: usize, measured: Measured) {
         self.rounds[column].push(measured);
     }
 
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         print!("{:<24}", "median (least–most)");
         self.names.iter().for_each(|name| print!("{name:>34}"));
         println!();
@@ -85,7 +85,7 @@ impl Table<'_> {
 }
 
 /// Sorts the values and returns the middle one.
-pub fn median(values: &mut [f64]) -> f64 {
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -7,23 +7,24 @@ use std::thread;
 
 use backroom::{Framing, Server};
 
-pub const NAMES: [&str; 3] = ["backroom", "tokio", "two threads"];
+pub(crate) const NAMES: [&str; 4] = ["backroom", "tokio", "tokio, limited", "two threads"];
 
 /// Serves on a free port, prints it, and goes on until the process is killed.
-pub fn serve(name: &str, task_workers: usize) -> anyhow::Result<()> {
+pub(crate) fn serve(name: &str, task_workers: usize) -> anyhow::Result<()> {
     match name {
         "backroom" => backroom(task_workers),
-        "tokio" => tokio_server(task_workers),
+        "tokio" => tokio_server(tokio::runtime::Builder::new_multi_thread().enable_io().build()?),
+        "tokio, limited" => tokio_server(
+            tokio::runtime::Builder::new_multi_thread().max_blocking_threads(task_workers).enable_io().build()?,
+        ),
         "two threads" => two_threads(task_workers),
         _ => anyhow::bail!("no server is called {name:?}"),
     }
 }
 
 /// The task, the same for all.
-fn work(line: String) -> String {
-    let mut answer = line;
-    answer.push_str(" -> OK\n");
-    answer
+fn work(line: &str) -> String {
+    format!("{line} -> OK\n")
 }
 
 fn to_line(bytes: &[u8]) -> String {
@@ -39,7 +40,7 @@ fn backroom(task_workers: usize) -> anyhow::Result<()> {
             conn.task(to_line(line))?;
             Ok(())
         })
-        .on_task(|_, line| Ok(work(line)))
+        .on_task(|_, line: String| Ok(work(&line)))
         .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
         .bind("127.0.0.1:0")?;
     println!("{}", server.local_addr());
@@ -48,11 +49,11 @@ fn backroom(task_workers: usize) -> anyhow::Result<()> {
 }
 
 /// A task that reads and one that writes per connection; `spawn_blocking` for the work; everything that is ready goes
-/// out in one write.
-fn tokio_server(task_workers: usize) -> anyhow::Result<()> {
+/// out in one write. Run once with the runtime's defaults, under which up to 512 threads do the work, and once with
+/// as many as the others have, which is the faster here.
+fn tokio_server(runtime: tokio::runtime::Runtime) -> anyhow::Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(task_workers).enable_io().build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);
@@ -68,7 +69,7 @@ fn tokio_server(task_workers: usize) -> anyhow::Result<()> {
                         let line = to_line(line);
                         let results = results.clone();
                         tokio::task::spawn_blocking(move || {
-                            let _ = results.send(work(line));
+                            let _ = results.send(work(&line));
                         });
                     }
                 }
@@ -111,7 +112,7 @@ fn read_lines(mut client: TcpStream, results: &mpsc::Sender<String>, pool: &thre
             let line = to_line(line);
             let results = results.clone();
             pool.execute(move || {
-                let _ = results.send(work(line));
+                let _ = results.send(work(&line));
             });
         }
     }
@@ -134,14 +135,14 @@ fn write_results(mut client: TcpStream, to_write: &mpsc::Receiver<String>) -> Op
 
 /// A read buffer cut at `\n`, for the rivals and the load.
 #[derive(Default)]
-pub struct Lines {
+pub(crate) struct Lines {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
 
 impl Lines {
-    pub fn room(&mut self) -> &mut [u8] {
+    pub(crate) fn room(&mut self) -> &mut [u8] {
         if self.buffer.is_empty() {
             self.buffer = vec![0; 16 * 1024];
         }
@@ -150,12 +151,12 @@ impl Lines {
         &mut self.buffer[self.end..]
     }
 
-    pub fn filled(&mut self, n: usize) -> usize {
+    pub(crate) fn filled(&mut self, n: usize) -> usize {
         self.end += n;
         n
     }
 
-    pub fn next_line(&mut self) -> Option<&[u8]> {
+    pub(crate) fn next_line(&mut self) -> Option<&[u8]> {
         let rest = &self.buffer[self.start..self.end];
         let len = memchr::memchr(b'\n', rest)?;
         self.start += len + 1;

@@ -55,6 +55,7 @@ pub(crate) struct Ready {
     pub(crate) readable: bool,
     /// Hang-up or error; `poll` reports them even when nothing was asked of it.
     pub(crate) hung_up: bool,
+    pub(crate) timed_out: bool,
 }
 
 impl Sleeper {
@@ -108,17 +109,18 @@ impl Sleeper {
             }
         };
         self.mark_awake();
-        match slept {
-            Ok(_) => {}
+        let timed_out = match slept {
+            Ok(events) => events == 0,
             Err(Errno::INTR) => return Ok(Ready::default()),
             Err(error) => return Err(error.into()),
-        }
+        };
         if woken {
             self.wake_fd.clear();
         }
         Ok(Ready {
             readable: got.contains(PollFlags::IN),
             hung_up: got.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL),
+            timed_out,
         })
     }
 }

@@ -23,6 +23,8 @@ const BATCH: usize = 64;
 /// How often a worker with tasks in flight lets others run before it sleeps. A reply that comes meanwhile
 /// costs no system call on either side.
 const YIELDS: usize = 8;
+/// A connection that has nothing to do for so long gives its buffers back.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// How long a client that is still sending may take to notice that we closed. Without it, the kernel answers
 /// what we leave unread with a reset, and the client can lose what we sent last.
 const LINGER: Duration = Duration::from_secs(1);
@@ -77,6 +79,7 @@ where
         input_ended: false,
         mailbox,
         sleeper,
+        released: true,
         seen_phase: Phase::Serving,
     };
     let reason = fence(|| worker.work()).unwrap_or_else(CloseReason::Panicked);
@@ -97,6 +100,8 @@ struct Worker<'a, T, R, S> {
     input_ended: bool,
     sleeper: Sleeper,
     mailbox: Registered,
+    /// The buffers were given back, and nothing was read since.
+    released: bool,
     /// The phase in which this turn of the loop looked whether to end.
     seen_phase: Phase,
 }
@@ -204,25 +209,37 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             self.sleeper.mark_awake();
             return Ok(());
         }
-        let link = &mut self.conn.link;
-        if link.submitter.in_flight() == 0 {
-            self.input.release();
-            link.outbox.release();
-        }
-        let timeout = write_time_left(&link.outbox, self.config)?;
+        let link = &self.conn.link;
+        let idle = link.submitter.in_flight() == 0 && !self.released;
+        let timeout = match write_time_left(&link.outbox, self.config)? {
+            None if idle => Some(IDLE_AFTER),
+            timeout => timeout,
+        };
         let read = receive && !self.input_ended;
         let write = !link.outbox.is_empty();
-        let ready = self.sleeper.sleep(Some(link.stream.as_fd()), read, write, timeout).map_err(CloseReason::Io)?;
+        let source = Some(link.stream.as_fd());
+        let ready = self.sleeper.sleep(source, read, write, timeout).map_err(CloseReason::Io)?;
         if read && (ready.readable || ready.hung_up) {
             self.read()
         } else if ready.hung_up {
             Err(CloseReason::Io(link.stream.take_error()))
         } else {
+            if idle && ready.timed_out {
+                self.release_buffers();
+            }
             Ok(())
         }
     }
 
+    /// An idle connection holds no buffers. One that is only between two requests keeps them.
+    fn release_buffers(&mut self) {
+        self.input.release();
+        self.conn.link.outbox.release();
+        self.released = true;
+    }
+
     fn read(&mut self) -> Result<(), CloseReason> {
+        self.released = false;
         match self.input.fill(&mut self.conn.link.stream) {
             Ok(0) => self.input_ended = true,
             Ok(_) => {}

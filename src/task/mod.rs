@@ -1,6 +1,7 @@
 //! The back room: takes tasks, runs them on a fixed crew of threads, and sends each outcome back to the
 //! submitter. Knows nothing of sockets.
 
+pub mod alone;
 mod context;
 mod outcome;
 mod pool;
