@@ -47,7 +47,8 @@ impl Default for Config {
 #[non_exhaustive]
 pub enum WhenQueueFull {
     /// The task is accepted, and its connection's socket is not read again until the queue has drained to
-    /// half: a flooding client is slowed down by TCP, and nothing is refused. The default.
+    /// half: whoever floods is slowed down by TCP, and nothing is refused. A connection that submits nothing is
+    /// read all the same. The default.
     #[default]
     Defer,
     /// `task` returns [`TaskError::QueueFull`](crate::TaskError::QueueFull), and reading goes on.

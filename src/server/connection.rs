@@ -3,18 +3,16 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
 use super::handle::ServerHandle;
-use super::lifecycle::Phase;
 use super::registry::ConnectionId;
 use crate::error::{SendError, TaskError, TryTaskError};
 use crate::net::{Outbox, Stream};
 use crate::task::{Finished, Submitter, TaskId, WhenFull};
 
-/// One client, as its callbacks see it: its session `S`, and [everything else](Link), to which it
-/// dereferences. `T` is what its tasks are given, `R` what they return.
+/// One client, as its callbacks see it: its session `S` on one side, its [`Link`] to the client and to the back
+/// room on the other. `T` is what its tasks are given, `R` what they return.
 ///
 /// It belongs to the connection's worker thread and is lent to one callback at a time.
 pub struct Connection<T, R, S> {
@@ -22,6 +20,7 @@ pub struct Connection<T, R, S> {
     pub(super) link: Link<T, R, S>,
 }
 
+/// The session.
 impl<T, R, S> Connection<T, R, S> {
     /// The state of this connection, as the server's `session` closure made it.
     pub fn session(&self) -> &S {
@@ -39,21 +38,64 @@ impl<T, R, S> Connection<T, R, S> {
     }
 }
 
-impl<T, R, S> Deref for Connection<T, R, S> {
-    type Target = Link<T, R, S>;
+/// The rest, as [`Link`] has it. Not by `Deref`, under which `conn.send(format!("{}", conn.id()))` would not compile.
+impl<T, R, S> Connection<T, R, S> {
+    /// The id of this connection.
+    pub fn id(&self) -> ConnectionId {
+        self.link.id()
+    }
 
-    fn deref(&self) -> &Link<T, R, S> {
-        &self.link
+    /// The address of the client.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.link.peer_addr()
+    }
+
+    /// The address the client connected to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.link.local_addr()
+    }
+
+    /// The server.
+    pub fn server(&self) -> &ServerHandle {
+        self.link.server()
+    }
+
+    /// How many tasks of this connection have no outcome delivered yet.
+    pub fn tasks_in_flight(&self) -> usize {
+        self.link.tasks_in_flight()
+    }
+
+    /// Hands a task to the task workers; see [`Link::task`].
+    pub fn task(&mut self, data: T) -> Result<TaskId, TaskError> {
+        self.link.task(data)
+    }
+
+    /// Hands over a task with a finish closure of its own; see [`Link::task_then`].
+    pub fn task_then<F>(&mut self, data: T, finish: F) -> Result<TaskId, TaskError>
+    where
+        F: FnOnce(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + 'static,
+    {
+        self.link.task_then(data, finish)
+    }
+
+    /// Hands over a task unless the queue is full; see [`Link::try_task`].
+    pub fn try_task(&mut self, data: T) -> Result<TaskId, TryTaskError<T>> {
+        self.link.try_task(data)
+    }
+
+    /// Sends bytes to the client; see [`Link::send`].
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
+        self.link.send(bytes)
+    }
+
+    /// Closes this connection once what was sent is flushed; see [`Link::close`].
+    pub fn close(&mut self) {
+        self.link.close();
     }
 }
 
-impl<T, R, S> DerefMut for Connection<T, R, S> {
-    fn deref_mut(&mut self) -> &mut Link<T, R, S> {
-        &mut self.link
-    }
-}
-
-/// A connection without its session: the client's socket on one side, the back room on the other.
+/// A connection without its session: the client's socket on one side, the back room on the other. From
+/// [`Connection::parts`].
 pub struct Link<T, R, S> {
     pub(super) id: ConnectionId,
     pub(super) stream: Stream,
@@ -62,6 +104,8 @@ pub struct Link<T, R, S> {
     pub(super) server: ServerHandle,
     pub(super) when_full: WhenFull,
     pub(super) state: LinkState,
+    /// False once the worker knows of a shutdown.
+    pub(super) accepts_tasks: bool,
     /// The stamp of what is submitted in this turn of the worker's loop; taken when first needed.
     pub(super) now: Option<Instant>,
 }
@@ -146,7 +190,7 @@ impl<T, R, S> Link<T, R, S> {
         finish: Option<FinishClosure<T, R, S>>,
         when_full: WhenFull,
     ) -> Result<TaskId, (TaskError, T)> {
-        if self.server.core.lifecycle.phase() != Phase::Serving {
+        if !self.accepts_tasks {
             return Err((TaskError::ShuttingDown, data));
         }
         let now = *self.now.get_or_insert_with(Instant::now);

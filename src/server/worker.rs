@@ -68,6 +68,7 @@ where
             WhenQueueFull::Refuse => WhenFull::Refuse,
         },
         state: LinkState::Open,
+        accepts_tasks: true,
         now: None,
     };
     let mut worker = Worker {
@@ -80,7 +81,7 @@ where
         mailbox,
         sleeper,
         released: true,
-        seen_phase: Phase::Serving,
+        phase: Phase::Serving,
     };
     let reason = fence(|| worker.work()).unwrap_or_else(CloseReason::Panicked);
     worker.close(reason);
@@ -102,8 +103,8 @@ struct Worker<'a, T, R, S> {
     mailbox: Registered,
     /// The buffers were given back, and nothing was read since.
     released: bool,
-    /// The phase in which this turn of the loop looked whether to end.
-    seen_phase: Phase,
+    /// What it was at the beginning of this turn of the loop.
+    phase: Phase,
 }
 
 impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
@@ -118,7 +119,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             on_connect(&mut self.conn).map_err(CloseReason::CallbackFailed)?;
         }
         loop {
-            self.conn.link.now = None;
+            self.begin_turn();
             self.deliver_outcomes()?;
             self.take_mail()?;
             self.flush()?;
@@ -129,6 +130,14 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
                 self.sleep_and_read()?;
             }
         }
+    }
+
+    /// What holds for one turn: if `on_receive` is called in it, the task it submits is not refused because a
+    /// shutdown began meanwhile.
+    fn begin_turn(&mut self) {
+        self.phase = self.core.lifecycle.phase();
+        self.conn.link.accepts_tasks = self.phase == Phase::Serving;
+        self.conn.link.now = None;
     }
 
     /// Runs the finish closures of the outcomes that are here.
@@ -254,17 +263,14 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         self.conn.link.submitter.has_outcome()
             || self.mailbox.has_mail(self.room_in_outbox())
             || self.input.may_have_frame() && receive
-            || self.core.lifecycle.phase() != self.seen_phase
+            || self.core.lifecycle.phase() != self.phase
     }
 
-    /// Whether this connection may be given more input now. Where it is the queue that says no, the worker is
-    /// woken when that has room.
+    /// Whether this connection may be given more input now. Where the back room or the client's slowness says no,
+    /// the worker is woken when that is over.
     fn may_receive(&mut self) -> bool {
         let link = &mut self.conn.link;
-        self.core.lifecycle.phase() == Phase::Serving
-            && link.submitter.below_cap()
-            && link.outbox.len() <= link.outbox.limit() / 2
-            && (self.config.when_queue_full == WhenQueueFull::Refuse || link.submitter.may_submit())
+        self.phase == Phase::Serving && link.outbox.len() <= link.outbox.limit() / 2 && !link.submitter.should_pause()
     }
 
     fn room_in_outbox(&self) -> usize {
@@ -286,10 +292,9 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// Whether everything is done that was to be done.
     fn end_if_done(&mut self) -> Result<(), CloseReason> {
         self.end_if_closing()?;
-        self.seen_phase = self.core.lifecycle.phase();
         let link = &self.conn.link;
         let settled = link.submitter.in_flight() == 0 && link.outbox.is_empty();
-        match self.seen_phase {
+        match self.phase {
             Phase::Serving if settled && self.input_ended && !self.input.may_have_frame() => Err(CloseReason::Client),
             Phase::Serving => Ok(()),
             Phase::Draining if settled => Err(CloseReason::Shutdown),

@@ -1,7 +1,7 @@
 //! Where tasks wait: the only place that knows it is a crossbeam channel in memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -36,6 +36,8 @@ pub(super) struct Queue<T, R> {
     /// Somebody in `waiting` wants to hear when there is room.
     awaited: AtomicBool,
     waiting: Mutex<Vec<Arc<dyn Wake>>>,
+    /// How often those waiting have been woken, all at once.
+    rounds: AtomicU64,
 }
 
 impl<T, R> Queue<T, R> {
@@ -48,6 +50,7 @@ impl<T, R> Queue<T, R> {
             closed: AtomicBool::new(false),
             awaited: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
+            rounds: AtomicU64::new(0),
         }
     }
 
@@ -137,17 +140,27 @@ impl<T, R> Queue<T, R> {
         self.receiver.len() <= self.capacity / 2
     }
 
-    /// Registers to be woken once there is room. Look at `has_room` again after it.
-    pub(super) fn await_room(&self, waiter: Arc<dyn Wake>) {
-        self.waiting.lock().push(waiter);
+    /// Registers to be woken once there is room, and returns the round it waits for. Look at `has_room` again
+    /// after it; and register again if there is no room after that round, since others may have been faster.
+    pub(super) fn await_room(&self, waiter: Arc<dyn Wake>) -> u64 {
+        let mut waiting = self.waiting.lock();
+        waiting.push(waiter);
         self.awaited.store(true, Ordering::Relaxed);
+        let round = self.rounds();
+        drop(waiting);
         fence(Ordering::SeqCst);
+        round
+    }
+
+    pub(super) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
     }
 
     fn wake_waiting(&self) {
         let woken = {
             let mut waiting = self.waiting.lock();
             self.awaited.store(false, Ordering::Relaxed);
+            self.rounds.fetch_add(1, Ordering::Relaxed);
             std::mem::take(&mut *waiting)
         };
         fence(Ordering::SeqCst);

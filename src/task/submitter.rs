@@ -27,14 +27,14 @@ pub(crate) struct Submitter<T, R, F> {
     wake: Arc<dyn Wake>,
     finishes: HashMap<u64, F>,
     ledger: OpenLedger,
-    /// Registered to be woken once the queue has room, and not gone on since.
-    awaits_room: bool,
+    /// Found the queue full after submitting, has not seen room since, and waits to be woken in this round.
+    held_back: Option<u64>,
 }
 
 /// When a task is refused.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WhenFull {
-    /// Only far beyond the cap in flight: the submitter is trusted to heed [`Submitter::may_submit`].
+    /// Only far beyond the cap in flight: the submitter is trusted to heed [`Submitter::should_pause`].
     Defer,
     /// At the queue's capacity.
     Refuse,
@@ -58,7 +58,7 @@ impl<T, R, F> Submitter<T, R, F> {
             wake,
             finishes: HashMap::new(),
             ledger,
-            awaits_room: false,
+            held_back: None,
         }
     }
 
@@ -92,6 +92,9 @@ impl<T, R, F> Submitter<T, R, F> {
         }
         self.sequence = id.sequence;
         self.in_flight += 1;
+        if when_full == WhenFull::Defer && self.held_back.is_none() && self.queue.is_full() {
+            self.hold_back();
+        }
         if let Some(finish) = finish {
             self.finishes.insert(id.sequence, finish);
         }
@@ -112,22 +115,23 @@ impl<T, R, F> Submitter<T, R, F> {
         }
     }
 
-    /// Below the cap of tasks in flight.
-    pub(crate) fn below_cap(&self) -> bool {
-        self.in_flight < self.max_in_flight
+    /// Whether this submitter should bring no more for now: it is at its cap in flight, or the queue was full
+    /// when it submitted and has not drained to half since. It is woken when that is over.
+    pub(crate) fn should_pause(&mut self) -> bool {
+        if let Some(round) = self.held_back {
+            if self.queue.has_room() {
+                self.held_back = None;
+            } else if self.queue.rounds() != round {
+                self.hold_back();
+            }
+        }
+        self.held_back.is_some() || self.in_flight >= self.max_in_flight
     }
 
-    /// Whether the queue takes more. If not, this submitter is woken once it has drained to half, and is
-    /// told no until then.
-    pub(crate) fn may_submit(&mut self) -> bool {
-        if !self.awaits_room {
-            if !self.queue.is_full() {
-                return true;
-            }
-            self.queue.await_room(Arc::clone(&self.wake));
-        }
-        self.awaits_room = !self.queue.has_room();
-        !self.awaits_room
+    /// Registers first and looks second; whoever drains the queue takes first and looks for us second.
+    fn hold_back(&mut self) {
+        let round = self.queue.await_room(Arc::clone(&self.wake));
+        self.held_back = (!self.queue.has_room()).then_some(round);
     }
 
     pub(crate) fn has_outcome(&self) -> bool {

@@ -1,0 +1,193 @@
+//! What the tests share: a server on its own thread, a client of lines, and things to wait on.
+
+#![allow(dead_code, unreachable_pub)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use backroom::{RunError, Server, ServerHandle, ShutdownReport, TaskStats};
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Condvar, Mutex};
+
+/// Far longer than anything here takes; only a broken promise waits for it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A server that runs on a thread of its own.
+pub struct Running {
+    pub handle: ServerHandle,
+    thread: JoinHandle<Result<ShutdownReport, RunError>>,
+}
+
+pub fn run(server: Server) -> Running {
+    let handle = server.handle();
+    Running { handle, thread: thread::spawn(move || server.run()) }
+}
+
+impl Running {
+    pub fn addr(&self) -> SocketAddr {
+        self.handle.local_addr()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.addr())
+    }
+
+    /// Shuts down with all the time in the world, and checks that the books balance and nothing was lost.
+    pub fn stop(self) -> ShutdownReport {
+        let report = self.stop_within(PATIENCE);
+        assert_eq!(report.tasks.abandoned, 0, "{report:?}");
+        assert_eq!((report.task_workers_running, report.workers_running), (0, 0), "{report:?}");
+        report
+    }
+
+    pub fn stop_within(self, deadline: Duration) -> ShutdownReport {
+        self.handle.shutdown(deadline);
+        self.ended()
+    }
+
+    pub fn ended(self) -> ShutdownReport {
+        let report = self.thread.join().expect("run panicked").expect("run failed");
+        assert_balanced(&report.tasks);
+        report
+    }
+}
+
+/// At rest, both accounts balance.
+pub fn assert_balanced(tasks: &TaskStats) {
+    assert_eq!(tasks.pending, 0, "{tasks:?}");
+    assert_eq!(tasks.accepted, tasks.outcomes(), "{tasks:?}");
+    assert_eq!(tasks.outcomes(), tasks.delivered + tasks.orphaned, "{tasks:?}");
+}
+
+/// A client that speaks lines.
+pub struct Client {
+    pub socket: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(addr: SocketAddr) -> Client {
+        let socket = TcpStream::connect(addr).expect("connect");
+        socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        socket.set_write_timeout(Some(PATIENCE)).expect("timeout");
+        Client { socket: BufReader::new(socket) }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.socket.get_mut().write_all(bytes.as_ref()).expect("send");
+    }
+
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.socket.read_line(&mut line).expect("an answer");
+        assert!(line.ends_with('\n'), "the connection closed after {line:?}");
+        line.pop();
+        line
+    }
+
+    pub fn ask(&mut self, line: &str) -> String {
+        self.send(format!("{line}\n"));
+        self.line()
+    }
+
+    /// Everything until the server closes.
+    pub fn rest(&mut self) -> String {
+        let mut rest = Vec::new();
+        // A reset is an end too.
+        let _ = self.socket.read_to_end(&mut rest);
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+
+    pub fn end_sending(&self) {
+        self.socket.get_ref().shutdown(std::net::Shutdown::Write).expect("shutdown");
+    }
+
+    /// Closes with a reset instead of an orderly end.
+    pub fn reset(self) {
+        let socket = socket2::SockRef::from(self.socket.get_ref());
+        socket.set_linger(Some(Duration::ZERO)).expect("linger");
+    }
+}
+
+/// Closed until it is opened; then open for ever.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock() = true;
+        self.0.1.notify_all();
+    }
+
+    pub fn pass(&self) {
+        let mut open = self.0.0.lock();
+        let result = self.0.1.wait_while_for(&mut open, |open| !*open, PATIENCE);
+        assert!(!result.timed_out(), "the gate was never opened");
+    }
+}
+
+/// Events that callbacks report, to be waited for in order.
+pub struct Events<E>(Receiver<E>);
+
+pub fn events<E>() -> (Sender<E>, Events<E>) {
+    let (sender, receiver) = crossbeam_channel::unbounded();
+    (sender, Events(receiver))
+}
+
+impl<E> Events<E> {
+    pub fn next(&self) -> E {
+        self.0.recv_timeout(PATIENCE).expect("an event that never came")
+    }
+
+    pub fn all_so_far(&self) -> Vec<E> {
+        self.0.try_iter().collect()
+    }
+}
+
+/// For what has no event of its own, such as a counter in the stats.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "never came true: {what}");
+        thread::yield_now();
+    }
+}
+
+const CHILD: &str = "BACKROOM_TEST_CHILD";
+
+/// Runs the named test of this binary again in a process of its own, as its child part; `None` in that child.
+pub fn in_child(test: &str) -> Option<Child> {
+    if std::env::var_os(CHILD).is_some() {
+        return None;
+    }
+    let mut command = Command::new(std::env::current_exe().expect("current_exe"));
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn"))
+}
+
+pub fn succeeds(child: Child) -> (String, String) {
+    let output = child.wait_with_output().expect("wait");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{:?}\n{stdout}\n{stderr}", output.status);
+    (stdout, stderr)
+}
+
+/// Processor time of this process so far.
+pub fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("stat");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    let ticks = fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
+    Duration::from_millis(10 * ticks)
+}
+
+pub fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("fd").count()
+}
+
+pub fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").expect("task").count()
+}

@@ -1,0 +1,485 @@
+//! Full queues, full outboxes, too many clients: each bounded, and each slowing down only who caused it.
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backroom::{BindError, CloseReason, Framing, SendError, Server, ServerBuilder, TaskError, WhenQueueFull, stage};
+use common::{Client, Gate, PATIENCE, Running, events, eventually, run};
+
+type Builder = ServerBuilder<Vec<u8>, Vec<u8>, (), (), stage::State>;
+
+/// Answers `ping` at once, and any other line once the gate is open.
+fn gated(gate: &Gate, configure: impl FnOnce(Builder) -> Builder) -> Running {
+    let gate = gate.clone();
+    let server = configure(Server::builder().framing(Framing::lines()))
+        .on_receive(|conn, line| {
+            match line {
+                b"ping" => conn.send("pong\n")?,
+                _ => drop(conn.task(line.to_vec())?),
+            }
+            Ok(())
+        })
+        .on_task(move |_, mut line| {
+            gate.pass();
+            line.push(b'\n');
+            Ok(line)
+        })
+        .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    run(server)
+}
+
+/// Writes lines from another thread until all are taken; they may have to wait.
+fn flood(client: &Client, lines: usize) -> thread::JoinHandle<()> {
+    let mut socket = client.socket.get_ref().try_clone().unwrap();
+    thread::spawn(move || {
+        for line in 0..lines {
+            socket.write_all(format!("{line}\n").as_bytes()).unwrap();
+        }
+    })
+}
+
+fn all_answers(client: &mut Client, lines: usize) {
+    let mut seen = vec![false; lines];
+    for _ in 0..lines {
+        let line: usize = client.line().parse().unwrap();
+        assert!(!std::mem::replace(&mut seen[line], true), "answered twice");
+    }
+}
+
+#[test]
+fn a_flood_over_the_queue_capacity_is_deferred_and_nothing_is_lost() {
+    const LINES: usize = 20_000;
+    let gate = Gate::default();
+    let server = gated(&gate, |builder| builder.task_worker_num(1).queue_capacity(10).max_tasks_in_flight(5_000));
+    let mut flooder = server.client();
+    let writing = flood(&flooder, LINES);
+    eventually("the queue is full", || server.handle.stats().tasks.accepted >= 10);
+
+    // The others are served meanwhile: the flooder is not read, and nobody waits for the queue.
+    let mut other = server.client();
+    for _ in 0..100 {
+        assert_eq!(other.ask("ping"), "pong");
+    }
+    let accepted = server.handle.stats().tasks.accepted;
+    assert!((10..=11).contains(&accepted), "ten wait, and one runs or was among them: {accepted}");
+
+    gate.open();
+    all_answers(&mut flooder, LINES);
+    writing.join().unwrap();
+    drop((flooder, other));
+    let tasks = server.stop().tasks;
+    assert_eq!((tasks.accepted, tasks.delivered), (LINES as u64, LINES as u64));
+}
+
+#[test]
+fn many_connections_at_a_full_queue_all_go_on_once_it_drains() {
+    const CLIENTS: usize = 16;
+    const LINES: usize = 500;
+    let gate = Gate::default();
+    let server = gated(&gate, |builder| builder.task_worker_num(2).queue_capacity(3));
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut client = server.client();
+                let writing = flood(&client, LINES);
+                all_answers(&mut client, LINES);
+                writing.join().unwrap();
+            });
+        }
+        eventually("the queue is full", || server.handle.stats().tasks.accepted >= 3);
+        gate.open();
+    });
+    assert_eq!(server.stop().tasks.delivered, (CLIENTS * LINES) as u64);
+}
+
+#[test]
+fn a_connection_at_its_cap_in_flight_is_not_read_but_hears_of_everything_else() {
+    let gate = Gate::default();
+    let server = gated(&gate, |builder| builder.task_worker_num(1).max_tasks_in_flight(3));
+    let mut client = server.client();
+    client.send("0\n1\n2\n3\n4\nping\n");
+    eventually("the cap is reached", || server.handle.stats().tasks.accepted == 3);
+    // Replies, and what others send, still come; the ping behind the cap does not.
+    let id = server.handle.connections()[0].id;
+    server.handle.send(id, "news\n").unwrap();
+    assert_eq!(client.line(), "news");
+    assert_eq!(server.handle.stats().tasks.accepted, 3);
+    gate.open();
+    let mut answers: Vec<String> = (0..6).map(|_| client.line()).collect();
+    answers.sort();
+    assert_eq!(answers, ["0", "1", "2", "3", "4", "pong"]);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_callback_that_submits_without_end_is_refused_at_four_times_the_cap() {
+    let gate = Gate::default();
+    let task_gate = gate.clone();
+    let (report, accepted) = events();
+    let server = Server::builder()
+        .max_tasks_in_flight(10)
+        .on_receive(move |conn, _| {
+            let error = loop {
+                if let Err(error) = conn.task(()) {
+                    break error;
+                }
+            };
+            Ok(report.send((error, conn.tasks_in_flight()))?)
+        })
+        .on_task(move |_, ()| {
+            task_gate.pass();
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("x");
+    assert_eq!(accepted.next(), (TaskError::TooManyInFlight, 40));
+    gate.open();
+    drop(client);
+    assert_eq!(server.stop().tasks.accepted, 40);
+}
+
+#[test]
+fn who_would_rather_be_refused_at_a_full_queue_is() {
+    let gate = Gate::default();
+    let task_gate = gate.clone();
+    let server = Server::builder()
+        .task_worker_num(1)
+        .queue_capacity(2)
+        .when_queue_full(WhenQueueFull::Refuse)
+        .framing(Framing::lines())
+        .on_receive(|conn, _| {
+            let answer = match conn.task(()) {
+                Ok(_) => "accepted\n",
+                Err(TaskError::QueueFull) => "busy\n",
+                Err(other) => return Err(other.into()),
+            };
+            Ok(conn.send(answer)?)
+        })
+        .on_task(move |_, ()| {
+            task_gate.pass();
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    assert_eq!(client.ask("x"), "accepted");
+    eventually("the first task runs", || server.handle.stats().tasks.running == 1);
+    assert_eq!(
+        [client.ask("x"), client.ask("x"), client.ask("x"), client.ask("x")],
+        ["accepted", "accepted", "busy", "busy"]
+    );
+    gate.open();
+    drop(client);
+    assert_eq!(server.stop().tasks.accepted, 3);
+}
+
+#[test]
+fn a_task_worker_never_waits_for_a_connection() {
+    let (blocked, reached) = (Gate::default(), Gate::default());
+    let (hold, reach) = (blocked.clone(), reached.clone());
+    let server = Server::builder()
+        .task_worker_num(1)
+        .framing(Framing::lines())
+        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_task(|_, line| Ok(line))
+        .on_finish(move |conn, done| {
+            let mut line = done.into_result()?;
+            if line == b"hold" {
+                reach.open();
+                hold.pass();
+            }
+            line.push(b'\n');
+            Ok(conn.send(line)?)
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut held = server.client();
+    held.send("hold\n".repeat(50));
+    reached.pass();
+    // The only task worker has gone on, though the first connection takes none of its outcomes.
+    let mut other = server.client();
+    for _ in 0..200 {
+        assert_eq!(other.ask("x"), "x");
+    }
+    blocked.open();
+    for _ in 0..50 {
+        assert_eq!(held.line(), "hold");
+    }
+    drop((held, other));
+    server.stop();
+}
+
+fn median_ping(client: &mut Client, mut go_on: impl FnMut() -> bool) -> Duration {
+    let mut pings = Vec::new();
+    while go_on() {
+        let start = Instant::now();
+        assert_eq!(client.ask("ping"), "pong");
+        pings.push(start.elapsed());
+    }
+    pings.sort();
+    pings[pings.len() / 2]
+}
+
+/// Sends until the socket takes no more for a moment; it never reads.
+fn stuff(socket: &mut TcpStream) {
+    socket.set_nonblocking(true).unwrap();
+    let block = [b'\n'; 4096];
+    let mut refused = 0;
+    while refused < 1000 {
+        match socket.write(&block) {
+            Ok(_) => refused = 0,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                refused += 1;
+                thread::yield_now();
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+#[test]
+fn a_client_that_never_reads_is_closed_by_the_write_timeout_and_nobody_else_notices() {
+    const OUTBOX: usize = 256 * 1024;
+    let (report, closed) = events();
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .max_outbox(OUTBOX)
+        .write_timeout(Duration::from_millis(300))
+        .on_receive(|conn, line| {
+            match line {
+                b"ping" => conn.send("pong\n")?,
+                _ => drop(conn.task(())?),
+            }
+            Ok(())
+        })
+        .on_task(|_, ()| Ok(vec![b'x'; 4096]))
+        .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
+        .on_close(move |_, reason| Ok(report.send(format!("{reason:?}"))?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut other = server.client();
+    let quiet = median_ping(&mut other, {
+        let mut pings = 0;
+        move || {
+            pings += 1;
+            pings <= 200
+        }
+    });
+
+    let mut deaf = TcpStream::connect(server.addr()).unwrap();
+    stuff(&mut deaf);
+    let mut reasons = Vec::new();
+    let busy = median_ping(&mut other, || {
+        reasons.extend(closed.all_so_far());
+        reasons.is_empty()
+    });
+    assert_eq!(reasons, ["WriteTimeout"]);
+    assert!(busy < quiet * 20 + Duration::from_millis(5), "pings took {busy:?} instead of {quiet:?}");
+    drop((deaf, other));
+    server.stop();
+}
+
+#[test]
+fn an_outbox_takes_a_message_whole_or_not_at_all() {
+    let (report, sent) = events();
+    let server = Server::builder()
+        .max_outbox(1000)
+        .on_receive(move |conn, _| {
+            assert_eq!(conn.send([b'x'; 1001]), Err(SendError::TooLong));
+            let mut messages = 0;
+            let error = loop {
+                match conn.send([b'x'; 100]) {
+                    Ok(()) => messages += 1,
+                    Err(error) => break error,
+                }
+            };
+            conn.close();
+            Ok(report.send((messages, error))?)
+        })
+        .on_task(|_, ()| Ok(()))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("go");
+    let (messages, error) = sent.next();
+    assert_eq!(error, SendError::OutboxFull);
+    assert_eq!(client.rest().len(), messages * 100);
+    server.stop();
+}
+
+#[test]
+fn beyond_the_maximum_of_connections_clients_wait_in_the_backlog_until_one_closes() {
+    let gate = Gate::default();
+    gate.open();
+    let server = gated(&gate, |builder| builder.max_connections(2));
+    let (mut first, mut second) = (server.client(), server.client());
+    assert_eq!((first.ask("ping"), second.ask("ping")), ("pong".into(), "pong".into()));
+
+    let mut third = server.client();
+    third.send("ping\n");
+    third.socket.get_ref().set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let error = third.socket.get_mut().read(&mut [0]).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+    assert_eq!(server.handle.stats().connections, 2);
+
+    drop(first);
+    third.socket.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(third.line(), "pong");
+    drop((second, third));
+    assert_eq!(server.handle.stats().refused_connections, 0);
+    server.stop();
+}
+
+#[test]
+fn two_thousand_clients_at_once_are_all_served_and_their_threads_go_again() {
+    const CLIENTS: usize = 2_000;
+    let gate = Gate::default();
+    gate.open();
+    let server = gated(&gate, |builder| builder.max_connections(300).backlog(4096));
+    let served = Arc::new(AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                for _ in 0..CLIENTS / 20 {
+                    let mut client = server.client();
+                    assert_eq!(client.ask("x"), "x");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(served.load(Ordering::Relaxed), CLIENTS);
+    let stats = server.handle.stats();
+    assert_eq!(stats.accepted_connections, CLIENTS as u64);
+    server.stop();
+}
+
+#[test]
+fn what_cannot_work_is_an_error_from_bind_that_names_it() {
+    let bind = |configure: fn(Builder) -> Builder| {
+        let bound = configure(Server::builder())
+            .on_receive(|conn, data| Ok(drop(conn.task(data.to_vec())?)))
+            .on_task(|_, data| Ok(data))
+            .bind("127.0.0.1:0");
+        bound.err().expect("an error").to_string()
+    };
+    assert_eq!(bind(|builder| builder.task_worker_num(0)), "task_worker_num: 0 is less than 1");
+    assert!(bind(|builder| builder.task_worker_num(1_000_000)).starts_with("task_worker_num: "));
+    assert_eq!(bind(|builder| builder.queue_capacity(0)), "queue_capacity: 0 is less than 1");
+    assert_eq!(bind(|builder| builder.max_tasks_in_flight(0)), "max_tasks_in_flight: 0 is less than 1");
+    assert_eq!(bind(|builder| builder.max_connections(0)), "max_connections: 0 is less than 1");
+    assert_eq!(bind(|builder| builder.max_frame(0)), "max_frame: 0 is less than 1");
+    assert_eq!(bind(|builder| builder.max_outbox(0)), "max_outbox: 0 is less than 1");
+    assert_eq!(bind(|builder| builder.backlog(0)), "backlog: 0 is less than 1");
+    assert!(bind(|builder| builder.worker_stack_size(1)).starts_with("worker_stack_size: "));
+    assert!(bind(|builder| builder.task_worker_stack_size(1)).starts_with("task_worker_stack_size: "));
+    assert_eq!(bind(|builder| builder.write_timeout(Duration::ZERO)), "write_timeout: it is zero");
+    assert_eq!(
+        bind(|builder| builder.framing(Framing::delimiter("123456789"))),
+        "framing: a delimiter must have 1 to 8 bytes"
+    );
+}
+
+#[test]
+fn a_callback_that_is_missing_is_an_error_from_bind() {
+    let no_receive = Server::builder::<(), ()>().on_task(|_, ()| Ok(())).bind("127.0.0.1:0");
+    assert_eq!(no_receive.err().unwrap().to_string(), "on_receive is not set");
+    let no_task = Server::builder::<(), ()>().on_receive(|_, _| Ok(())).bind("127.0.0.1:0");
+    assert_eq!(no_task.err().unwrap().to_string(), "on_task is not set");
+}
+
+#[test]
+fn an_address_that_cannot_be_bound_is_named() {
+    let bind =
+        |address: &str| Server::builder::<(), ()>().on_receive(|_, _| Ok(())).on_task(|_, ()| Ok(())).bind(address);
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    let error = bind(&taken).err().unwrap();
+    assert_eq!(error.to_string(), format!("cannot listen on {taken}"));
+    assert!(matches!(error, BindError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse));
+
+    let elsewhere = bind("192.0.2.1:9501").err().unwrap();
+    assert_eq!(elsewhere.to_string(), "cannot listen on 192.0.2.1:9501");
+    let nowhere = bind("no such name:9501").err().unwrap();
+    assert_eq!(nowhere.to_string(), "cannot resolve \"no such name:9501\"");
+}
+
+#[test]
+fn a_frame_over_the_maximum_closes_its_connection_with_a_clear_reason() {
+    let (report, closed) = events();
+    let server = Server::builder()
+        .framing(Framing::delimiter("\r\n"))
+        .max_frame(100)
+        .on_receive(|conn, data| Ok(conn.send([data, b"\n"].concat())?))
+        .on_task(|_, ()| Ok(()))
+        .on_close(move |_, reason| {
+            let limit = match reason {
+                CloseReason::FrameTooLong(limit) => Some(*limit),
+                _ => None,
+            };
+            Ok(report.send((limit, reason.to_string()))?)
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    for flood in ["x".repeat(103), "x".repeat(1_000_000), "x".repeat(101) + "\r\n"] {
+        let mut client = server.client();
+        let line = "y".repeat(100);
+        assert_eq!(client.ask(&format!("{line}\r")), line);
+        let _ = client.socket.get_mut().write_all(flood.as_bytes());
+        assert_eq!(client.rest(), "");
+        assert_eq!(closed.next(), (Some(100), "a frame was longer than 100 bytes".to_owned()));
+    }
+    server.stop();
+}
+
+#[test]
+fn half_a_frame_then_nothing_disturbs_nobody_and_ends_at_the_shutdown() {
+    let gate = Gate::default();
+    gate.open();
+    let server = gated(&gate, |builder| builder);
+    let mut half = server.client();
+    half.send("hal");
+    let mut other = server.client();
+    assert_eq!(other.ask("x"), "x");
+    assert_eq!(server.stop().tasks.accepted, 1);
+    assert_eq!((half.rest(), other.rest()), (String::new(), String::new()));
+}
+
+#[test]
+fn garbage_is_just_bytes() {
+    let gate = Gate::default();
+    gate.open();
+    let server = gated(&gate, |builder| builder.max_frame(4096));
+    let mut state = 1u64;
+    for _ in 0..50 {
+        let mut client = server.client();
+        let garbage: Vec<u8> = (0..5000)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as u8
+            })
+            .collect();
+        let _ = client.socket.get_mut().write_all(&garbage);
+        let _ = client.socket.get_ref().shutdown(std::net::Shutdown::Write);
+        client.rest();
+    }
+    assert_eq!(server.client().ask("x"), "x");
+    server.stop();
+}

@@ -1,0 +1,412 @@
+//! Receive, task, finish: what the first program does, over real sockets.
+
+mod common;
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::thread::{self, ThreadId};
+
+use anyhow::bail;
+use backroom::{Framing, Outcome, SendError, Server, TaskError, TaskFailure};
+use common::{Gate, events, run};
+
+/// `{line} -> OK` for each line, whatever the order.
+fn echo() -> Server {
+    Server::builder()
+        .framing(Framing::lines())
+        .on_receive(|conn, line| {
+            conn.task(String::from_utf8_lossy(line).into_owned())?;
+            Ok(())
+        })
+        .on_task(|_, line| Ok(format!("{line} -> OK\n")))
+        .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
+        .bind("127.0.0.1:0")
+        .unwrap()
+}
+
+#[test]
+fn the_seed_program_answers_and_its_types_are_inferred() {
+    let server = Server::builder()
+        .task_worker_num(4)
+        .on_receive(|conn, data| {
+            let id = conn.task(String::from_utf8_lossy(data).into_owned())?;
+            assert_eq!(id.sequence(), 1);
+            Ok(())
+        })
+        .on_task(|cx, data| Ok(format!("{}: {data} -> OK\n", cx.id())))
+        .on_finish(|conn, done| {
+            let id = done.id();
+            let result = done.into_result()?;
+            assert!(result.starts_with(&format!("{id}: ")));
+            Ok(conn.send(result)?)
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("mail");
+    assert!(client.line().ends_with(": mail -> OK"));
+    drop(client);
+    assert_eq!(server.stop().tasks.done, 1);
+}
+
+#[test]
+fn many_clients_with_many_requests_in_flight_get_every_answer_once() {
+    const CLIENTS: usize = 20;
+    const LINES: usize = 500;
+    let server = run(echo());
+    thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            let server = &server;
+            scope.spawn(move || {
+                let mut client = server.client();
+                let lines: String = (0..LINES).map(|line| format!("{number}.{line}\n")).collect();
+                client.send(lines);
+                let answers: HashSet<String> = (0..LINES).map(|_| client.line()).collect();
+                let expected = (0..LINES).map(|line| format!("{number}.{line} -> OK")).collect();
+                assert_eq!(answers, expected);
+            });
+        }
+    });
+    let tasks = server.stop().tasks;
+    assert_eq!((tasks.done, tasks.delivered), ((CLIENTS * LINES) as u64, (CLIENTS * LINES) as u64));
+}
+
+#[test]
+fn a_finish_closure_runs_on_the_worker_that_submitted_and_may_hold_what_is_not_send() {
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .session(|_| Rc::new(Cell::new(0u32)))
+        .on_receive(|conn, line| {
+            let worker: ThreadId = thread::current().id();
+            let count = Rc::clone(conn.session());
+            conn.task_then(String::from_utf8_lossy(line).into_owned(), move |conn, done| {
+                assert_eq!(thread::current().id(), worker);
+                count.set(count.get() + 1);
+                let answer = format!("{} {}\n", done.into_result()?, conn.session().get());
+                Ok(conn.send(answer)?)
+            })?;
+            Ok(())
+        })
+        .on_task(|_, line: String| Ok(line))
+        .on_finish(|_, _| bail!("the closure given with the task runs instead"))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    assert_eq!(client.ask("a"), "a 1");
+    assert_eq!(client.ask("b"), "b 2");
+    assert_eq!(server.handle.stats().finish_errors, 0);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_finish_closure_may_submit_the_next_task_ten_thousand_times() {
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .on_receive(|conn, _| {
+            conn.task(10_000u32)?;
+            Ok(())
+        })
+        .on_task(|_, left| Ok(left - 1))
+        .on_finish(|conn, done| {
+            match done.into_result()? {
+                0 => conn.send("done\n")?,
+                left => drop(conn.task(left)?),
+            }
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    assert_eq!(client.ask("go"), "done");
+    drop(client);
+    assert_eq!(server.stop().tasks.done, 10_000);
+}
+
+#[test]
+fn a_task_that_fails_or_panics_is_an_outcome_too() {
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
+        .on_task(|_, line| match &line[..] {
+            b"fail" => bail!("no luck"),
+            b"panic" => panic!("a bug"),
+            _ => Ok(line),
+        })
+        .on_finish(|conn, done| {
+            let answer = match done.outcome() {
+                Outcome::Done(_) => "done".to_owned(),
+                Outcome::Failed(error) => format!("failed: {error}"),
+                Outcome::Panicked(message) => format!("panicked: {message}"),
+                other => format!("{other:?}"),
+            };
+            conn.send(answer + "\n")?;
+            match done.into_result() {
+                Ok(_) => Ok(()),
+                Err(TaskFailure::Failed(error)) => Err(error),
+                Err(TaskFailure::Panicked(_)) => Ok(()),
+                Err(other) => Err(other.into()),
+            }
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    assert_eq!(client.ask("fail"), "failed: no luck");
+    assert_eq!(client.ask("panic"), "panicked: a bug");
+    assert_eq!(client.ask("well"), "done");
+    drop(client);
+    let stats_errors = server.handle.stats().finish_errors;
+    let tasks = server.stop().tasks;
+    assert_eq!((tasks.done, tasks.failed, tasks.panicked, stats_errors), (1, 1, 1, 1));
+}
+
+#[test]
+fn each_task_worker_owns_its_state_and_says_where_a_task_ran() {
+    let server = Server::builder()
+        .task_worker_num(3)
+        .framing(Framing::lines())
+        // Rc: made on the thread that owns it, so it need not be Send.
+        .task_worker(|index| Ok((index, Rc::new(Cell::new(0)), thread::current().id())))
+        .on_receive(|conn, _| {
+            conn.task(())?;
+            Ok(())
+        })
+        .on_task(|cx, ()| {
+            let worker_index = cx.worker_index();
+            let ((index, count, thread), info) = cx.parts();
+            assert_eq!((*index, *thread), (worker_index, thread::current().id()));
+            assert_eq!(info.connection_id().number(), info.id().submitter());
+            count.set(count.get() + 1);
+            assert_eq!(cx.worker().0, worker_index);
+            Ok(worker_index)
+        })
+        .on_finish(|conn, done| {
+            assert_eq!(done.worker_index(), done.result().copied());
+            Ok(conn.send("ok\n")?)
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("x\n".repeat(300));
+    for _ in 0..300 {
+        assert_eq!(client.line(), "ok");
+    }
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_connection_knows_itself_and_its_two_halves_can_be_used_together() {
+    let (report, connected) = events::<(SocketAddr, SocketAddr)>();
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .session(|peer| vec![format!("hello {peer}")])
+        .on_connect(move |conn| {
+            report.send((conn.peer_addr(), conn.local_addr()))?;
+            let (greetings, link) = conn.parts();
+            for greeting in greetings.drain(..) {
+                link.send(greeting + "\n")?;
+            }
+            Ok(())
+        })
+        .on_receive(|conn, line| {
+            conn.session_mut().push(String::from_utf8_lossy(line).into_owned());
+            let id = conn.task(conn.session().len())?;
+            assert_eq!((id.submitter(), conn.tasks_in_flight()), (conn.id().number(), 1));
+            Ok(())
+        })
+        .on_task(|cx, len| {
+            // Bytes from elsewhere go through the connection's mailbox.
+            cx.server().send(cx.connection_id(), "from the task\n")?;
+            Ok(len)
+        })
+        .on_finish(|conn, done| {
+            assert_eq!(conn.tasks_in_flight(), 0);
+            conn.send(format!("{}\n", done.into_result()?))?;
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    let peer = client.socket.get_ref().local_addr().unwrap();
+    assert_eq!(connected.next(), (peer, server.addr()));
+    assert_eq!(client.line(), format!("hello {peer}"));
+    client.send("one\n");
+    let mut answers = [client.line(), client.line()];
+    answers.sort();
+    assert_eq!(answers, ["1", "from the task"]);
+    let known = server.handle.connections();
+    assert_eq!(known.len(), 1);
+    assert_eq!(known[0].peer_addr, peer);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn times_queued_and_run_are_told() {
+    let (gate, waiting) = (Gate::default(), Gate::default());
+    let (task_gate, task_waiting) = (gate.clone(), waiting.clone());
+    let (report, finished) = events::<(std::time::Duration, std::time::Duration)>();
+    let server = Server::builder()
+        .task_worker_num(1)
+        .framing(Framing::lines())
+        .on_receive(|conn, line| {
+            conn.task(line == b"slow")?;
+            Ok(())
+        })
+        .on_task(move |_, slow| {
+            if slow {
+                task_waiting.open();
+                task_gate.pass();
+            }
+            Ok(())
+        })
+        .on_finish(move |_, done| Ok(report.send((done.time_queued(), done.time_run()))?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("slow\nquick\n");
+    waiting.pass();
+    let held = std::time::Instant::now();
+    thread::sleep(std::time::Duration::from_millis(20)); // the slow work
+    let held = held.elapsed();
+    gate.open();
+    let (slow, quick) = (finished.next(), finished.next());
+    assert!(slow.1 >= held, "ran {:?}", slow.1);
+    assert!(quick.0 >= held, "queued {:?}", quick.0);
+    assert!(quick.1 < held, "ran {:?}", quick.1);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn without_on_finish_tasks_run_and_are_counted() {
+    let server = Server::builder()
+        .on_receive(|conn, data| {
+            conn.task(data.len())?;
+            Ok(())
+        })
+        .on_task(|_, len| Ok(len))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("x");
+    client.end_sending();
+    assert_eq!(client.rest(), "");
+    assert_eq!(server.stop().tasks.delivered, 1);
+}
+
+#[test]
+fn a_half_closed_client_still_gets_its_answers() {
+    let server = run(echo());
+    let mut client = server.client();
+    client.send("one\ntwo\nunended");
+    client.end_sending();
+    let rest = client.rest();
+    let mut answers: Vec<&str> = rest.lines().collect();
+    answers.sort_unstable();
+    assert_eq!(answers, ["one -> OK", "two -> OK"]);
+    server.stop();
+}
+
+#[test]
+fn close_flushes_what_was_sent_and_waits_for_no_task() {
+    let gate = Gate::default();
+    let task_gate = gate.clone();
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .on_receive(|conn, _| {
+            conn.task(())?;
+            conn.send("bye\n".repeat(10_000))?;
+            conn.close();
+            assert_eq!(conn.send("too late"), Err(SendError::Closed));
+            Ok(())
+        })
+        .on_task(move |_, ()| {
+            task_gate.pass();
+            Ok(())
+        })
+        .on_finish(|_, _| panic!("nobody is there to be told"))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    // More lines than one: the rest must not turn the orderly close into a reset.
+    client.send("x\n".repeat(1000));
+    assert_eq!(client.rest(), "bye\n".repeat(10_000));
+    gate.open();
+    let tasks = server.stop().tasks;
+    assert_eq!((tasks.accepted, tasks.done, tasks.orphaned), (1, 1, 1));
+}
+
+#[test]
+fn the_handle_sends_to_a_connection_and_closes_it() {
+    let (report, ids) = events();
+    let server = Server::builder()
+        .on_connect(move |conn| Ok(report.send(conn.id())?))
+        .on_receive(|conn, _| Ok(drop(conn.task(())?)))
+        .on_task(|_, ()| Ok(()))
+        .max_outbox(64)
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    let id = ids.next();
+    server.handle.send(id, "one\n").unwrap();
+    server.handle.send(id, "two\n").unwrap();
+    assert_eq!((client.line(), client.line()), ("one".into(), "two".into()));
+    assert_eq!(server.handle.send(id, [0; 65]), Err(SendError::TooLong));
+    server.handle.send(id, "three\n").unwrap();
+    assert!(server.handle.close(id));
+    assert_eq!(client.rest(), "three\n");
+    drop(client);
+    common::eventually("the connection is forgotten", || server.handle.connections().is_empty());
+    assert!(!server.handle.close(id));
+    assert_eq!(server.handle.send(id, "four\n"), Err(SendError::Closed));
+    server.stop();
+}
+
+#[test]
+fn try_task_hands_the_payload_back_at_the_cap_and_takes_no_id() {
+    let gate = Gate::default();
+    let task_gate = gate.clone();
+    let (report, refused) = events();
+    let server = Server::builder()
+        .task_worker_num(1)
+        .max_tasks_in_flight(2)
+        .framing(Framing::lines())
+        .on_receive(move |conn, _| {
+            let first = conn.try_task("a".to_owned())?;
+            conn.try_task("b".to_owned())?;
+            let error = conn.try_task("c".to_owned()).unwrap_err();
+            let next = conn.task("d".to_owned())?;
+            assert_eq!(next.sequence(), first.sequence() + 2, "a refused task takes no id");
+            Ok(report.send((error.reason(), error.into_payload()))?)
+        })
+        .on_task(move |_, _| {
+            task_gate.pass();
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("x\n");
+    assert_eq!(refused.next(), (TaskError::TooManyInFlight, "c".to_owned()));
+    gate.open();
+    drop(client);
+    assert_eq!(server.stop().tasks.accepted, 3);
+}
