@@ -1,0 +1,367 @@
+//! Clients that break off, and machines that run short. What needs a process of its own runs this binary again.
+
+mod common;
+
+use std::collections::HashSet;
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backroom::{CloseReason, Framing, Server, ServerBuilder, stage};
+use common::{Client, Gate, PATIENCE, Running, events, eventually, in_child, run, succeeds};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+type Builder = ServerBuilder<Vec<u8>, Vec<u8>, (), (), stage::State>;
+
+/// Answers each line through a task.
+fn echo(configure: impl FnOnce(Builder) -> Builder) -> Running {
+    let server = configure(Server::builder().framing(Framing::lines()))
+        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_task(|_, mut line| {
+            line.push(b'\n');
+            Ok(line)
+        })
+        .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    run(server)
+}
+
+#[test]
+fn a_reset_in_mid_frame_delivers_no_part_of_it_and_tells_on_close_once() {
+    let (report, seen) = events();
+    let close_report = report.clone();
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .on_receive(move |conn, line| {
+            report.send(String::from_utf8_lossy(line).into_owned())?;
+            Ok(conn.send("got it\n")?)
+        })
+        .on_task(|_, ()| Ok(()))
+        .on_close(move |_, reason| {
+            let reset = matches!(reason, CloseReason::Io(_));
+            Ok(close_report.send(format!("closed, reset: {reset}"))?)
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    assert_eq!(client.ask("whole"), "got it");
+    client.send("half a fra");
+    client.reset();
+    assert_eq!(seen.next(), "whole");
+    assert_eq!(seen.next(), "closed, reset: true");
+    server.stop();
+    assert_eq!(seen.all_so_far(), Vec::<String>::new());
+}
+
+#[test]
+fn a_reset_before_the_accept_leaves_the_acceptor_well() {
+    let server = Server::builder()
+        .on_receive(|conn, data| Ok(conn.send(data)?))
+        .on_task(|_, ()| Ok(()))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    // Bound but not running: clients queue in the kernel, and are gone when they are accepted.
+    for _ in 0..50 {
+        Client::connect(server.local_addr()).reset();
+    }
+    let mut patient = Client::connect(server.local_addr());
+    patient.send("x\n");
+    let server = run(server);
+    assert_eq!(patient.line(), "x");
+    assert_eq!(server.client().ask("y"), "y");
+    drop(patient);
+    server.stop();
+}
+
+#[test]
+fn a_late_result_reaches_no_stranger_though_the_descriptor_is_used_again() {
+    let (gate, started) = (Gate::default(), Gate::default());
+    let (task_gate, task_started) = (gate.clone(), started.clone());
+    let (report, closed) = events();
+    let server = Server::builder()
+        .task_worker_num(2)
+        .framing(Framing::lines())
+        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_task(move |_, mut line| {
+            if line == b"slow" {
+                task_started.open();
+                task_gate.pass();
+            }
+            line.push(b'\n');
+            Ok(line)
+        })
+        .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
+        .on_close(move |conn, _| Ok(report.send(conn.id())?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut gone = server.client();
+    gone.send("slow\n");
+    started.pass();
+    gone.reset();
+    let gone = closed.next();
+    eventually("its descriptors are free", || server.handle.stats().connections == 0);
+
+    let mut stranger = server.client();
+    assert_eq!(stranger.ask("mine"), "mine");
+    gate.open();
+    eventually("the late result is orphaned", || server.handle.stats().tasks.orphaned == 1);
+    assert_eq!(stranger.ask("mine too"), "mine too");
+    stranger.end_sending();
+    assert_eq!(stranger.rest(), "");
+    assert_ne!(closed.next(), gone);
+    server.stop();
+}
+
+#[test]
+fn no_connection_id_is_used_twice_even_by_two_servers() {
+    let (report, ids) = events();
+    let start = || {
+        let report = report.clone();
+        let server = Server::builder()
+            .on_connect(move |conn| Ok(report.send(conn.id())?))
+            .on_receive(|conn, data| Ok(conn.send(data)?))
+            .on_task(|_, ()| Ok(()))
+            .bind("127.0.0.1:0")
+            .unwrap();
+        run(server)
+    };
+    let servers = [start(), start()];
+    let mut seen = HashSet::new();
+    for round in 0..200 {
+        assert_eq!(servers[round % 2].client().ask("x"), "x");
+        assert!(seen.insert(ids.next()), "used twice");
+    }
+    servers.into_iter().for_each(|server| drop(server.stop()));
+}
+
+#[test]
+fn a_closed_connection_with_tasks_in_flight_holds_no_descriptor() {
+    let name = "a_closed_connection_with_tasks_in_flight_holds_no_descriptor";
+    let Some(child) = in_child(name) else {
+        let gate = Gate::default();
+        let task_gate = gate.clone();
+        let server = Server::builder()
+            .task_worker_num(1)
+            .on_receive(|conn, _| Ok(drop(conn.task(())?)))
+            .on_task(move |_, ()| {
+                task_gate.pass();
+                Ok(())
+            })
+            .bind("127.0.0.1:0")
+            .unwrap();
+        let server = run(server);
+        let files = common::open_files();
+        for accepted in 1..=50 {
+            let mut client = server.client();
+            client.send("x");
+            eventually("it is accepted", || server.handle.stats().tasks.accepted == accepted);
+            client.reset();
+        }
+        eventually("all are closed", || server.handle.stats().connections == 0);
+        // One that the acceptor has ready for the next client.
+        assert!(common::open_files() <= files + 1, "{} and were {files}", common::open_files());
+        gate.open();
+        assert_eq!(server.stop().tasks.orphaned, 50);
+        return;
+    };
+    succeeds(child);
+}
+
+#[test]
+fn short_of_descriptors_it_waits_without_spinning_and_recovers_within_a_second() {
+    const FILES: u64 = 64;
+    let name = "short_of_descriptors_it_waits_without_spinning_and_recovers_within_a_second";
+    let Some(mut child) = in_child(name) else {
+        let hard = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(FILES), maximum: hard }).unwrap();
+        let server = echo(|builder| builder.max_connections(1000));
+        eprintln!("{}", server.addr());
+        // The clients are the other process's; it says on the standard input when to measure.
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+        let (cpu, time) = (common::cpu_time(), Instant::now());
+        std::io::stdin().read_line(&mut line).unwrap();
+        let used = (common::cpu_time() - cpu).as_secs_f64() / time.elapsed().as_secs_f64();
+        assert!(used < 0.05, "{:.1} % of a core while nothing can be accepted", used * 100.0);
+        std::io::stdin().read_line(&mut line).unwrap();
+        server.stop();
+        return;
+    };
+    use std::io::{BufRead, BufReader, Write};
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    let addr = loop {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "the child ended");
+        if let Ok(addr) = line.trim().parse() {
+            break addr;
+        }
+    };
+    let mut clients: Vec<Client> = (0..200).map(|_| Client::connect(addr)).collect();
+    for client in &mut clients {
+        client.send("x\n");
+    }
+    let served = clients.iter_mut().take(10).map(Client::line).filter(|line| line == "x").count();
+    assert_eq!(served, 10, "those it has descriptors for are served");
+    stdin.write_all(b"begin\n").unwrap();
+    thread::sleep(Duration::from_secs(2)); // over which the processor time is measured
+    stdin.write_all(b"end\n").unwrap();
+
+    let last = clients.pop().unwrap();
+    let closed = Instant::now();
+    drop(clients);
+    let mut last = last;
+    assert_eq!(last.line(), "x");
+    assert!(closed.elapsed() < Duration::from_secs(1), "it took {:?} to recover", closed.elapsed());
+    drop(last);
+    stdin.write_all(b"stop\n").unwrap();
+    drop(stdin);
+    succeeds(child);
+}
+
+#[test]
+fn a_thread_that_cannot_start_refuses_its_connection_and_the_acceptor_goes_on() {
+    let name = "a_thread_that_cannot_start_refuses_its_connection_and_the_acceptor_goes_on";
+    let Some(child) = in_child(name) else {
+        // A worker's stack does not fit into the address space that is left; a small thing does.
+        let server = echo(|builder| builder.worker_stack_size(1 << 30).task_worker_num(1));
+        let mut first = server.client();
+        assert_eq!(first.ask("x"), "x");
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = pages.split_whitespace().next().unwrap().parse().unwrap();
+        let before = getrlimit(Resource::As);
+        let current = Some(pages * 4096 + (256 << 20));
+        setrlimit(Resource::As, Rlimit { current, maximum: before.maximum }).unwrap();
+
+        for refused in 1..=3 {
+            assert_eq!(server.client().rest(), "");
+            eventually("it is counted", || server.handle.stats().refused_connections == refused);
+        }
+        assert_eq!(first.ask("y"), "y", "the others are served");
+        setrlimit(Resource::As, before).unwrap();
+        assert_eq!(server.client().ask("z"), "z", "and so is the next once there is room");
+        drop(first);
+        server.stop();
+        return;
+    };
+    succeeds(child);
+}
+
+#[test]
+fn task_workers_that_cannot_start_are_an_error_from_bind() {
+    let Some(child) = in_child("task_workers_that_cannot_start_are_an_error_from_bind") else {
+        std::panic::set_hook(Box::new(|_| ()));
+        let before = getrlimit(Resource::As);
+        setrlimit(Resource::As, Rlimit { current: Some(4 << 30), maximum: before.maximum }).unwrap();
+        let error = Server::builder()
+            .task_worker_num(8)
+            .task_worker_stack_size(1 << 30)
+            .on_receive(|_, _| Ok(()))
+            .on_task(|_, ()| Ok(()))
+            .bind("127.0.0.1:0")
+            .err()
+            .unwrap();
+        assert!(error.to_string().starts_with("cannot start the task workers: "), "{error}");
+        // Those that had started end.
+        eventually("no thread is left", || common::threads() <= 2);
+        return;
+    };
+    succeeds(child);
+}
+
+#[test]
+fn it_prints_nothing_handles_no_signal_and_starts_no_thread_before_bind() {
+    let name = "it_prints_nothing_handles_no_signal_and_starts_no_thread_before_bind";
+    let Some(child) = in_child(name) else {
+        let signals = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let handled = |line: &&str| line.starts_with("SigCgt") || line.starts_with("SigIgn");
+            status.lines().filter(handled).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (threads, handled) = (common::threads(), signals());
+        let builder = Server::builder()
+            .framing(Framing::lines())
+            .max_frame(100)
+            .on_receive(|conn, line| {
+                anyhow::ensure!(line != b"error", "an error");
+                Ok(drop(conn.task(())?))
+            })
+            .on_task(|_, ()| Ok(()))
+            .on_finish(|_, _| anyhow::bail!("another error"));
+        assert_eq!(common::threads(), threads);
+        let server = run(builder.bind("127.0.0.1:0").unwrap());
+        for input in ["x\n", "error\n", &"long".repeat(100)] {
+            let mut client = server.client();
+            client.send(input);
+            client.end_sending();
+            client.rest();
+        }
+        server.stop();
+        assert_eq!(signals(), handled);
+        return;
+    };
+    let (stdout, stderr) = succeeds(child);
+    let ours = |line: &&str| !line.is_empty() && !line.starts_with("running 1 test") && !line.starts_with("test ");
+    assert_eq!(stdout.lines().filter(ours).collect::<Vec<_>>(), Vec::<&str>::new());
+    assert_eq!(stderr, "");
+}
+
+#[test]
+fn a_signal_does_not_disturb_a_sleeping_server() {
+    let name = "a_signal_does_not_disturb_a_sleeping_server";
+    let Some(child) = in_child(name) else {
+        let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGUSR1]).unwrap();
+        let server = echo(|builder| builder);
+        let mut client = server.client();
+        for _ in 0..20 {
+            assert_eq!(client.ask("x"), "x");
+            let me = rustix::process::getpid();
+            rustix::process::kill_process(me, rustix::process::Signal::USR1).unwrap();
+            assert_eq!(signals.forever().next(), Some(signal_hook::consts::SIGUSR1));
+        }
+        drop(client);
+        server.stop();
+        return;
+    };
+    succeeds(child);
+}
+
+#[test]
+fn a_worker_thread_serves_the_next_connection() {
+    let (report, served) = events();
+    let server = Server::builder()
+        .on_receive(move |conn, data| {
+            report.send((thread::current().id(), thread::current().name().map(str::to_owned)))?;
+            Ok(conn.send(data)?)
+        })
+        .on_task(|_, ()| Ok(()))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut threads = HashSet::new();
+    for _ in 0..50 {
+        assert_eq!(server.client().ask("x"), "x");
+        let (thread, name) = served.next();
+        assert!(name.unwrap().starts_with("backroom-worker-"));
+        threads.insert(thread);
+        // Its thread is back once its place is.
+        eventually("it is closed", || server.handle.stats().connections == 0);
+    }
+    assert!(threads.len() < 25, "{} threads for 50 connections, one after the other", threads.len());
+    server.stop();
+}
+
+#[test]
+fn connects_in_a_burst_are_all_accepted() {
+    let server = echo(|builder| builder);
+    let clients: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(server.addr()).unwrap()).collect();
+    let start = Instant::now();
+    eventually("all are accepted", || server.handle.stats().accepted_connections == 300);
+    assert!(start.elapsed() < PATIENCE);
+    drop(clients);
+    server.stop();
+}
