@@ -50,7 +50,7 @@ impl RawPair {
         let (results, back) = unbounded();
         for _ in 0..threads {
             let (tasks, results) = (tasks.clone(), results.clone());
-            std::thread::spawn(move || tasks.iter().for_each(|number| drop(results.send(task(number)))));
+            std::thread::spawn(move || tasks.iter().try_for_each(|number| results.send(task(number))));
         }
         RawPair { there, back }
     }
@@ -81,7 +81,9 @@ fn closures<E: FnMut(Box<dyn FnOnce() + Send>) + 'static>(execute: E) -> Box<dyn
 impl<E: FnMut(Box<dyn FnOnce() + Send>)> Rival for Closures<E> {
     fn submit(&mut self, number: u64) {
         let results = self.results.clone();
-        (self.execute)(Box::new(move || drop(results.send(task(number)))));
+        (self.execute)(Box::new(move || {
+            let _ = results.send(task(number));
+        }));
     }
 
     fn wait(&mut self) -> u64 {

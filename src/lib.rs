@@ -1,7 +1,152 @@
-//! An embeddable TCP server for programs that do not use async.
+//! An embeddable TCP server for programs that do not use async: a request never waits for slow work.
+//!
+//! Each connection has a worker thread of its own. What is slow, a mail to send or a file to convert, its callback
+//! hands over as a [task](Connection::task) to a fixed pool of task workers, and goes on at once. The result comes back
+//! to the very worker that asked, where a finish closure runs. It is the task system of Swoole's server, in Rust.
+//!
+//! ```no_run
+//! use backroom::Server;
+//!
+//! fn main() -> anyhow::Result<()> {
+//!     Server::builder()
+//!         .task_worker_num(4)
+//!         .on_receive(|conn, data| {
+//!             let id = conn.task(String::from_utf8_lossy(data).into_owned())?;
+//!             println!("Dispatched async task: id={id}");
+//!             Ok(())
+//!         })
+//!         .on_task(|cx, data| {
+//!             println!("New async task [id={}]", cx.id());
+//!             Ok(format!("{data} -> OK"))
+//!         })
+//!         .on_finish(|conn, done| {
+//!             println!("Async task [{}] finished: {}", done.id(), done.into_result()?);
+//!             Ok(())
+//!         })
+//!         .bind("127.0.0.1:9501")?
+//!         .run()?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! What a task is given, `T`, and what it returns, `R`, are inferred from the closures.
+//!
+//! # The way of a request
+//!
+//! ```text
+//!             ┌──────── worker of connection 17 (one thread) ─────────┐
+//!  client ──▶ │ socket ▶ framing ▶ on_receive ── task(data) ──────────┼──▶ task queue (crossbeam MPMC)
+//!             │                                                       │        │    one of task_worker_num threads
+//!  client ◀── │ socket ◀ outbox ◀ on_finish ◀── outcome ◀─────────────┼── reply channel ◀─ on_task(cx, data) ◀─┘
+//!             └───────────────────────────────────────────────────────┘
+//! ```
+//!
+//! All callbacks of a connection run on its worker, one at a time, so what belongs to a connection needs no lock. Data
+//! moves from owner to owner and is never serialised.
+//!
+//! # States: a session per connection, a state per task worker
+//!
+//! Each is made on the thread that will own it, so neither has to be `Send`. They are set before the callbacks that use
+//! them.
+//!
+//! ```
+//! use std::io::{BufRead, BufReader, Write};
+//! use std::net::TcpStream;
+//! use std::time::Duration;
+//!
+//! use backroom::{Framing, Server};
+//!
+//! struct Mailer { sent: u32 } // would hold an SMTP connection
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let server = Server::builder()
+//!     .session(|_peer| 0u32) // how many mails this client has sent
+//!     .task_worker(|_index| Ok(Mailer { sent: 0 }))
+//!     .framing(Framing::lines())
+//!     .on_receive(|conn, line| {
+//!         *conn.session_mut() += 1;
+//!         conn.task(line.to_vec())?;
+//!         Ok(())
+//!     })
+//!     .on_task(|cx, mail| {
+//!         cx.worker().sent += 1;
+//!         Ok(mail.len())
+//!     })
+//!     .on_finish(|conn, done| {
+//!         let answer = format!("mail {} of {} bytes\n", conn.session(), done.into_result()?);
+//!         Ok(conn.send(answer)?)
+//!     })
+//!     .bind("127.0.0.1:0")?;
+//!
+//! let (addr, handle) = (server.local_addr(), server.handle());
+//! let running = std::thread::spawn(|| server.run());
+//!
+//! let mut client = BufReader::new(TcpStream::connect(addr)?);
+//! client.get_mut().write_all(b"hello\n")?;
+//! let mut answer = String::new();
+//! client.read_line(&mut answer)?;
+//! assert_eq!(answer, "mail 1 of 5 bytes\n");
+//!
+//! handle.shutdown(Duration::from_secs(10));
+//! let report = running.join().unwrap()?;
+//! assert_eq!((report.tasks.done, report.tasks.abandoned), (1, 0));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How a task ends
+//!
+//! Every accepted task has exactly one [`Outcome`]: it returned a result or an error, it panicked, or a shutdown's
+//! deadline came first. The outcome reaches the finish closure as a [`Finished`]; where the connection is gone by then,
+//! it is counted as orphaned. A task may bring [a finish closure of its own](Link::task_then), which stays on the
+//! connection's thread and may hold what is not `Send`.
+//!
+//! Inside `on_receive`, a finish closure may need `R` before it could be inferred. Then `on_task` comes first, with the
+//! type of its payload written out:
+//!
+//! ```
+//! # use backroom::Server;
+//! # fn main() -> anyhow::Result<()> {
+//! let server = Server::builder()
+//!     .on_task(|_cx, data: Vec<u8>| Ok(data.len()))
+//!     .on_receive(|conn, data| {
+//!         conn.task_then(data.to_vec(), |conn, done| {
+//!             Ok(conn.send(done.into_result()?.to_string())?)
+//!         })?;
+//!         Ok(())
+//!     })
+//!     .bind("127.0.0.1:0")?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Full queues and slow clients
+//!
+//! [`task`](Connection::task) never blocks. When as many tasks wait as
+//! [`queue_capacity`](ServerBuilder::queue_capacity) allows, the connection that submitted is no longer read until half
+//! of them are done: a flooding client is slowed down by TCP, and everything else on that connection goes on. The same
+//! holds at [`max_tasks_in_flight`](ServerBuilder::max_tasks_in_flight). Who would rather be refused says so with
+//! [`when_queue_full`](ServerBuilder::when_queue_full), or uses [`try_task`](Connection::try_task), whose error hands
+//! the payload back.
+//!
+//! # Shutdown
+//!
+//! [`ServerHandle::shutdown`] begins it, from any thread and any callback: accept no more, read no more, finish what is
+//! in flight, deliver the outcomes, flush, close. [`Server::run`] then returns a [`ShutdownReport`]. What is not done by
+//! the deadline is abandoned, and the report says how much; a thread cannot be killed, so a task that never returns
+//! keeps its thread. The library installs no signal handler; `examples/task_server.rs` shows how a program connects its
+//! own.
+//!
+//! # Panics
+//!
+//! A panic in `on_task` is an outcome, and its task worker goes on with a fresh state. A panic in a connection's callback
+//! closes that connection. Both need `panic = "unwind"`, the default; with `panic = "abort"` any of them ends the
+//! process.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
+#![deny(clippy::unwrap_used, clippy::expect_used)]
+#![warn(missing_debug_implementations)]
 
 #[cfg(not(unix))]
 compile_error!("backroom runs on Unix; Linux is what it is tested on");

@@ -16,7 +16,10 @@ type Builder = ServerBuilder<Vec<u8>, Vec<u8>, (), (), stage::State>;
 /// Answers each line through a task.
 fn echo(configure: impl FnOnce(Builder) -> Builder) -> Running {
     let server = configure(Server::builder().framing(Framing::lines()))
-        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
         .on_task(|_, mut line| {
             line.push(b'\n');
             Ok(line)
@@ -83,7 +86,10 @@ fn a_late_result_reaches_no_stranger_though_the_descriptor_is_used_again() {
     let server = Server::builder()
         .task_worker_num(2)
         .framing(Framing::lines())
-        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
         .on_task(move |_, mut line| {
             if line == b"slow" {
                 task_started.open();
@@ -134,7 +140,9 @@ fn no_connection_id_is_used_twice_even_by_two_servers() {
         assert_eq!(servers[round % 2].client().ask("x"), "x");
         assert!(seen.insert(ids.next()), "used twice");
     }
-    servers.into_iter().for_each(|server| drop(server.stop()));
+    for server in servers {
+        server.stop();
+    }
 }
 
 #[test]
@@ -145,7 +153,10 @@ fn a_closed_connection_with_tasks_in_flight_holds_no_descriptor() {
         let task_gate = gate.clone();
         let server = Server::builder()
             .task_worker_num(1)
-            .on_receive(|conn, _| Ok(drop(conn.task(())?)))
+            .on_receive(|conn, _| {
+                conn.task(())?;
+                Ok(())
+            })
             .on_task(move |_, ()| {
                 task_gate.pass();
                 Ok(())
@@ -288,7 +299,8 @@ fn it_prints_nothing_handles_no_signal_and_starts_no_thread_before_bind() {
             .max_frame(100)
             .on_receive(|conn, line| {
                 anyhow::ensure!(line != b"error", "an error");
-                Ok(drop(conn.task(())?))
+                conn.task(())?;
+                Ok(())
             })
             .on_task(|_, ()| Ok(()))
             .on_finish(|_, _| anyhow::bail!("another error"));

@@ -21,7 +21,9 @@ fn gated(gate: &Gate, configure: impl FnOnce(Builder) -> Builder) -> Running {
         .on_receive(|conn, line| {
             match line {
                 b"ping" => conn.send("pong\n")?,
-                _ => drop(conn.task(line.to_vec())?),
+                _ => {
+                    conn.task(line.to_vec())?;
+                }
             }
             Ok(())
         })
@@ -193,7 +195,10 @@ fn a_task_worker_never_waits_for_a_connection() {
     let server = Server::builder()
         .task_worker_num(1)
         .framing(Framing::lines())
-        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
         .on_task(|_, line| Ok(line))
         .on_finish(move |conn, done| {
             let mut line = done.into_result()?;
@@ -262,7 +267,9 @@ fn a_client_that_never_reads_is_closed_by_the_write_timeout_and_nobody_else_noti
         .on_receive(|conn, line| {
             match line {
                 b"ping" => conn.send("pong\n")?,
-                _ => drop(conn.task(())?),
+                _ => {
+                    conn.task(())?;
+                }
             }
             Ok(())
         })
@@ -374,10 +381,13 @@ fn two_thousand_clients_at_once_are_all_served_and_their_threads_go_again() {
 fn what_cannot_work_is_an_error_from_bind_that_names_it() {
     let bind = |configure: fn(Builder) -> Builder| {
         let bound = configure(Server::builder())
-            .on_receive(|conn, data| Ok(drop(conn.task(data.to_vec())?)))
+            .on_receive(|conn, data| {
+                conn.task(data.to_vec())?;
+                Ok(())
+            })
             .on_task(|_, data| Ok(data))
             .bind("127.0.0.1:0");
-        bound.err().expect("an error").to_string()
+        bound.expect_err("an error").to_string()
     };
     assert_eq!(bind(|builder| builder.task_worker_num(0)), "task_worker_num: 0 is less than 1");
     assert!(bind(|builder| builder.task_worker_num(1_000_000)).starts_with("task_worker_num: "));

@@ -30,7 +30,10 @@ fn a_hundred_thousand_panics_in_a_row_leave_the_pool_as_it_was() {
     let server = Server::builder()
         .task_worker_num(2)
         .framing(Framing::lines())
-        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
         .on_task(|_, line| match &line[..] {
             b"panic" => panic!("again"),
             _ => Ok(line),
@@ -74,7 +77,10 @@ fn a_panic_payload_that_panics_when_dropped_is_an_outcome_like_any_other() {
     let server = Server::builder()
         .task_worker_num(1)
         .framing(Framing::lines())
-        .on_receive(|conn, line| Ok(drop(conn.task(line == b"bomb")?)))
+        .on_receive(|conn, line| {
+            conn.task(line == b"bomb")?;
+            Ok(())
+        })
         .on_task(|_, bomb| {
             if bomb {
                 std::panic::panic_any(Bomb);
@@ -265,7 +271,10 @@ fn after_a_panic_the_state_is_fresh_and_one_that_cannot_be_made_is_tried_again_w
                 _ => Ok(0u32),
             }
         })
-        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
         .on_task(|cx, line| {
             *cx.worker() += 1;
             match &line[..] {

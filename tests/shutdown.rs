@@ -16,7 +16,10 @@ fn echo(task: impl Fn(&[u8]) + Send + Sync + 'static) -> Server {
     Server::builder()
         .task_worker_num(2)
         .framing(Framing::lines())
-        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
         .on_task(move |_, mut line| {
             task(&line);
             line.push(b'\n');
@@ -84,7 +87,10 @@ fn a_draining_server_finishes_delivers_and_refuses_what_is_new() {
     let server = Server::builder()
         .task_worker_num(1)
         .framing(Framing::lines())
-        .on_receive(|conn, line| Ok(drop(conn.task(line.to_vec())?)))
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
         .on_task(move |_, mut line| {
             task_started.open();
             task_gate.pass();
@@ -135,7 +141,10 @@ fn an_endless_task_is_abandoned_at_the_deadline_and_its_client_is_told() {
     let server = Server::builder()
         .task_worker_num(1)
         .framing(Framing::lines())
-        .on_receive(|conn, _| Ok(drop(conn.task(())?)))
+        .on_receive(|conn, _| {
+            conn.task(())?;
+            Ok(())
+        })
         .on_task(move |_, ()| {
             task_started.open();
             task_gate.pass();

@@ -115,7 +115,9 @@ fn a_finish_closure_may_submit_the_next_task_ten_thousand_times() {
         .on_finish(|conn, done| {
             match done.into_result()? {
                 0 => conn.send("done\n")?,
-                left => drop(conn.task(left)?),
+                left => {
+                    conn.task(left)?;
+                }
             }
             Ok(())
         })
@@ -357,7 +359,10 @@ fn the_handle_sends_to_a_connection_and_closes_it() {
     let (report, ids) = events();
     let server = Server::builder()
         .on_connect(move |conn| Ok(report.send(conn.id())?))
-        .on_receive(|conn, _| Ok(drop(conn.task(())?)))
+        .on_receive(|conn, _| {
+            conn.task(())?;
+            Ok(())
+        })
         .on_task(|_, ()| Ok(()))
         .max_outbox(64)
         .bind("127.0.0.1:0")

@@ -1,6 +1,7 @@
 //! Where one frame ends and the next begins.
 
 use std::fmt;
+use std::sync::Arc;
 
 use memchr::memmem;
 
@@ -14,7 +15,8 @@ pub struct Framing(Kind);
 enum Kind {
     #[default]
     Raw,
-    Delimiter(memmem::Finder<'static>),
+    /// Shared by all connections, since it is large.
+    Delimiter(Arc<memmem::Finder<'static>>),
 }
 
 /// How long a delimiter may be, as Swoole's `package_eof`.
@@ -31,7 +33,7 @@ impl Framing {
     ///
     /// Swoole's `open_eof_split` with `package_eof`; there, `data` keeps the delimiter.
     pub fn delimiter(delimiter: impl AsRef<[u8]>) -> Framing {
-        Framing(Kind::Delimiter(memmem::Finder::new(delimiter.as_ref()).into_owned()))
+        Framing(Kind::Delimiter(Arc::new(memmem::Finder::new(delimiter.as_ref()).into_owned())))
     }
 
     /// Frames ended by `\n`. A `\r` before it stays in `data`.

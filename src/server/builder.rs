@@ -251,6 +251,12 @@ where
     }
 }
 
+impl<T, R, S, W, Stage> fmt::Debug for ServerBuilder<T, R, S, W, Stage> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
 fn listen(address: impl ToSocketAddrs + fmt::Debug, backlog: u32) -> Result<Listener, BindError> {
     let resolve_error = |source| BindError::Resolve { address: format!("{address:?}"), source };
     let mut failed = None;

@@ -239,6 +239,12 @@ impl<T, R, S: fmt::Debug> fmt::Debug for Connection<T, R, S> {
     }
 }
 
+impl<T, R, S> fmt::Debug for Link<T, R, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("id", &self.id).field("peer_addr", &self.peer_addr()).finish_non_exhaustive()
+    }
+}
+
 /// Why a connection closed: what `on_close` is told.
 #[derive(Debug)]
 #[non_exhaustive]

@@ -12,7 +12,6 @@ use crate::stats::TaskStats;
 /// [`ServerHandle::wait`](crate::ServerHandle::wait).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-#[must_use]
 pub struct ShutdownReport {
     /// The books of the tasks. Nothing was lost if `tasks.abandoned` is 0.
     pub tasks: TaskStats,

@@ -11,6 +11,8 @@ mod service;
 mod worker;
 mod workers;
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -119,7 +121,7 @@ impl Server {
     }
 
     /// The address the server listens on, with the port it got where 0 was asked for.
-    pub fn local_addr(&self) -> std::net::SocketAddr {
+    pub fn local_addr(&self) -> SocketAddr {
         self.handle().local_addr()
     }
 
@@ -155,6 +157,12 @@ impl Server {
         }
         core.lifecycle.end(Ok(report));
         Ok(report)
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("local_addr", &self.local_addr()).finish_non_exhaustive()
     }
 }
 

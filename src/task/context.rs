@@ -1,5 +1,6 @@
 //! What `on_task` sees.
 
+use std::fmt;
 use std::ops::Deref;
 
 use super::outcome::TaskId;
@@ -53,5 +54,18 @@ impl<O> TaskInfo<O> {
 
     pub(crate) fn origin(&self) -> &O {
         &self.origin
+    }
+}
+
+impl<W, O> fmt::Debug for TaskContext<W, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskContext").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl<O> fmt::Debug for TaskInfo<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TaskInfo { id, worker_index, origin: _ } = self;
+        f.debug_struct("TaskInfo").field("id", id).field("worker_index", worker_index).finish_non_exhaustive()
     }
 }
