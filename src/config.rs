@@ -1,10 +1,9 @@
-//! Every knob: what it means, its unit, its default, and what cannot work.
+//! Every knob: its default, and what cannot work. What each means is said at its setter in `server::settings`.
 
 use std::time::Duration;
 
 use crate::error::BindError;
 use crate::net::Framing;
-use crate::server::ServerBuilder;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -53,100 +52,6 @@ pub enum WhenQueueFull {
     Defer,
     /// `task` returns [`TaskError::QueueFull`](crate::TaskError::QueueFull), and reading goes on.
     Refuse,
-}
-
-/// The settings. Each replaces an earlier call of the same setter; `bind` checks them all.
-impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
-    /// How many threads run `on_task`. At least 1; default 4. Swoole's `task_worker_num`, where 0 is allowed
-    /// and the default.
-    pub fn task_worker_num(mut self, threads: usize) -> Self {
-        self.config.task_worker_num = threads;
-        self
-    }
-
-    /// The stack of a task worker's thread, in bytes. At least 16 KiB; default 2 MiB, of which only what is
-    /// touched is resident.
-    pub fn task_worker_stack_size(mut self, bytes: usize) -> Self {
-        self.config.task_worker_stack_size = bytes;
-        self
-    }
-
-    /// How many tasks may wait for a task worker, those of all connections together, before
-    /// [`when_queue_full`](Self::when_queue_full) decides. At least 1; default 10,000.
-    ///
-    /// A bound on reading and not a hard one: what a callback submits beyond it is accepted.
-    pub fn queue_capacity(mut self, tasks: usize) -> Self {
-        self.config.queue_capacity = tasks;
-        self
-    }
-
-    /// What `task` does at `queue_capacity`. Default [`WhenQueueFull::Defer`].
-    pub fn when_queue_full(mut self, what: WhenQueueFull) -> Self {
-        self.config.when_queue_full = what;
-        self
-    }
-
-    /// How many tasks of one connection may be in flight before its socket is no longer read. At least 1;
-    /// default 64. At four times as many, which takes a callback that submits without end, `task` refuses.
-    pub fn max_tasks_in_flight(mut self, tasks: usize) -> Self {
-        self.config.max_tasks_in_flight = tasks;
-        self
-    }
-
-    /// How many connections may be open at once; beyond it clients wait in the backlog of the kernel. At
-    /// least 1; default: what the process's own limits allow, min((file limit − 64) / 2, memory maps / 8,
-    /// 10,000), which `bind` logs. Swoole's `max_connection`, which refuses instead.
-    ///
-    /// Each connection takes one thread and two file descriptors.
-    pub fn max_connections(mut self, connections: usize) -> Self {
-        self.config.max_connections = Some(connections);
-        self
-    }
-
-    /// The stack of a connection's worker thread, in bytes. At least 16 KiB; default 256 KiB, of which only
-    /// what is touched is resident. Every callback but `on_task` runs on it.
-    pub fn worker_stack_size(mut self, bytes: usize) -> Self {
-        self.config.worker_stack_size = bytes;
-        self
-    }
-
-    /// How many clients may wait in the kernel to be accepted. At least 1; default 1,024, cut by the kernel
-    /// to its `somaxconn`. Swoole's `backlog`, there 512.
-    pub fn backlog(mut self, clients: u32) -> Self {
-        self.config.backlog = clients;
-        self
-    }
-
-    /// How the bytes of a connection are cut into the `data` of `on_receive`. Default [`Framing::raw`].
-    pub fn framing(mut self, framing: Framing) -> Self {
-        self.config.framing = framing;
-        self
-    }
-
-    /// The longest frame, in bytes without its delimiter; a longer one closes its connection with
-    /// [`CloseReason::FrameTooLong`](crate::CloseReason::FrameTooLong). At least 1; default 256 KiB. Swoole's
-    /// `package_max_length`, there 2 MiB.
-    pub fn max_frame(mut self, bytes: usize) -> Self {
-        self.config.max_frame = bytes;
-        self
-    }
-
-    /// How many bytes may wait for one client to take them, sent from its own callbacks and again as many
-    /// sent from elsewhere; beyond it `send` refuses. At least 1; default 1 MiB. Swoole's
-    /// `socket_buffer_size`.
-    ///
-    /// A connection whose outbox is half full is not read.
-    pub fn max_outbox(mut self, bytes: usize) -> Self {
-        self.config.max_outbox = bytes;
-        self
-    }
-
-    /// How long a client may take nothing of what waits for it before it is closed, with
-    /// [`CloseReason::WriteTimeout`](crate::CloseReason::WriteTimeout). Above zero; default 30 s.
-    pub fn write_timeout(mut self, time: Duration) -> Self {
-        self.config.write_timeout = time;
-        self
-    }
 }
 
 /// The least stack that a thread starts with reliably.

@@ -4,8 +4,9 @@ use std::io::{self, Read};
 
 use super::framing::{FrameTooLong, Framer, Framing};
 
-/// The first buffer of a connection that wakes up; most requests fit.
-const FIRST_READ: usize = 8 * 1024;
+/// The first buffer of a connection that wakes up. Small, because thousands of connections may have one; a read that
+/// fills it doubles the next.
+const FIRST_READ: usize = 2 * 1024;
 /// No read is longer, and no buffer outgrows the maximum frame by more.
 const MAX_READ: usize = 64 * 1024;
 
@@ -18,6 +19,8 @@ pub(crate) struct Input {
     end: usize,
     /// Bytes wait that the framer has not said `None` to.
     uncut: bool,
+    /// The last read filled the buffer: more was probably there.
+    filled: bool,
 }
 
 impl Input {
@@ -29,6 +32,7 @@ impl Input {
             start: 0,
             end: 0,
             uncut: false,
+            filled: false,
         }
     }
 
@@ -38,6 +42,7 @@ impl Input {
         let room = &mut self.buffer[self.end..];
         let len = room.len().min(MAX_READ);
         let n = stream.read(&mut room[..len])?;
+        self.filled = n == room.len();
         self.end += n;
         self.uncut |= n > 0;
         Ok(n)
@@ -82,22 +87,14 @@ impl Input {
     /// Leaves at least one byte of room. Every frame has been cut by now, so what waits is one unfinished
     /// frame, which the framer keeps to its maximum: that bounds the buffer.
     fn make_room(&mut self) {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        let full = self.end == self.buffer.len();
+        let grow = full || self.filled && self.buffer.len() < MAX_READ;
+        if grow {
+            let len = (self.buffer.len() * 2).clamp(FIRST_READ, self.max_len).max(self.end + 1);
+            self.buffer.resize(len, 0);
         }
-        if self.end < self.buffer.len() {
-            return;
-        }
-        if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-            if self.end <= self.buffer.len() / 2 {
-                return;
-            }
-        }
-        let len = (self.buffer.len() * 2).clamp(FIRST_READ, self.max_len).max(self.end + 1);
-        self.buffer.resize(len, 0);
     }
 }
 

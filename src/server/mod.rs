@@ -8,6 +8,7 @@ mod handle;
 mod lifecycle;
 mod registry;
 mod service;
+mod settings;
 mod worker;
 mod workers;
 
