@@ -54,8 +54,8 @@ pub enum WhenQueueFull {
     Refuse,
 }
 
-/// The least stack that a thread starts with reliably.
-const MIN_STACK: usize = 16 * 1024;
+/// The least stack on which a panic can be reported; an overflow would end the process.
+const MIN_STACK: usize = 64 * 1024;
 /// More task workers than this is a slip of the pen.
 const MAX_TASK_WORKERS: usize = 10_000;
 

@@ -59,6 +59,32 @@ fn a_reset_in_mid_frame_delivers_no_part_of_it_and_tells_on_close_once() {
 }
 
 #[test]
+fn a_send_that_finds_the_client_gone_is_told_as_such_and_not_as_a_failed_callback() {
+    let gone = Gate::default();
+    let client_gone = gone.clone();
+    let (report, closed) = events();
+    let server = Server::builder()
+        .on_receive(move |conn, _| {
+            client_gone.pass();
+            loop {
+                conn.send([0; 100 * 1024])?;
+            }
+        })
+        .on_task(|_, ()| Ok(()))
+        .on_close(move |_, reason| Ok(report.send(matches!(reason, CloseReason::Io(_)))?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("x");
+    eventually("it is connected", || server.handle.connections().len() == 1);
+    client.reset();
+    gone.open();
+    assert!(closed.next());
+    server.stop();
+}
+
+#[test]
 fn a_reset_before_the_accept_leaves_the_acceptor_well() {
     let server = Server::builder()
         .on_receive(|conn, data| Ok(conn.send(data)?))

@@ -153,6 +153,101 @@ fn a_callback_that_submits_without_end_is_refused_at_four_times_the_cap() {
 }
 
 #[test]
+fn connections_that_come_and_go_cannot_fill_the_queue_without_end() {
+    let gate = Gate::default();
+    let server = gated(&gate, |builder| builder.task_worker_num(1).queue_capacity(5).max_connections(10));
+    for round in 1..=100 {
+        let mut client = server.client();
+        let before = server.handle.stats().tasks.accepted;
+        client.send("x\n");
+        client.end_sending();
+        eventually("its line is accepted, or refused and the connection closed", || {
+            let stats = server.handle.stats();
+            stats.accepted_connections == round && (stats.tasks.accepted > before || stats.connections == 0)
+        });
+        client.reset();
+        eventually("it is closed", || server.handle.stats().connections == 0);
+    }
+    gate.open();
+    let tasks = server.stop().tasks;
+    // Four times the capacity, and one for each connection there may be, wait; one runs.
+    assert!((30..=31).contains(&tasks.accepted), "{tasks:?}");
+    assert_eq!(tasks.orphaned, tasks.accepted);
+}
+
+#[test]
+fn a_client_that_pipelines_much_and_reads_late_gets_every_answer() {
+    const LINES: usize = 64;
+    const LEN: usize = 100 * 1024;
+    let gate = Gate::default();
+    gate.open();
+    let server = gated(&gate, |builder| builder);
+    let mut client = server.client();
+    let mut socket = client.socket.get_ref().try_clone().unwrap();
+    let writing = thread::spawn(move || {
+        for _ in 0..LINES {
+            socket.write_all(&[[b'x'; LEN].as_slice(), b"\n"].concat()).unwrap();
+        }
+    });
+    eventually("the server waits for its client", || server.handle.stats().tasks.done >= 8);
+    for _ in 0..LINES {
+        assert_eq!(client.line().len(), LEN);
+    }
+    writing.join().unwrap();
+    assert_eq!(server.handle.stats().finish_errors, 0);
+    drop(client);
+    server.stop();
+}
+
+/// Each finish closure submits the next task, so that there is always an outcome to deliver.
+fn endless_chains(report: crossbeam_channel::Sender<String>) -> Server {
+    Server::builder()
+        .framing(Framing::lines())
+        .write_timeout(Duration::from_millis(200))
+        .on_receive(|conn, line| {
+            match line {
+                b"ping" => conn.send("pong\n")?,
+                _ => {
+                    for _ in 0..8 {
+                        conn.task(line.to_vec())?;
+                    }
+                }
+            }
+            Ok(())
+        })
+        .on_task(|_, line| Ok(line))
+        .on_finish(|conn, done| {
+            let line = done.into_result()?;
+            if line == b"talk" {
+                conn.send([b'x'; 100])?;
+            }
+            conn.task(line)?;
+            Ok(())
+        })
+        .on_close(move |_, reason| Ok(report.send(format!("{reason:?}"))?))
+        .bind("127.0.0.1:0")
+        .unwrap()
+}
+
+#[test]
+fn a_connection_that_is_never_done_still_hears_its_client() {
+    let (report, closed) = events();
+    let server = run(endless_chains(report));
+    let mut client = server.client();
+    client.send("chain\n");
+    for _ in 0..20 {
+        assert_eq!(client.ask("ping"), "pong");
+    }
+    client.reset();
+    assert!(closed.next().starts_with("Io("), "it notices that the client is gone");
+
+    let mut deaf = server.client();
+    deaf.send("talk\n");
+    assert_eq!(closed.next(), "WriteTimeout", "and that one takes nothing");
+    server.stop();
+}
+
+#[test]
 fn who_would_rather_be_refused_at_a_full_queue_is() {
     let gate = Gate::default();
     let task_gate = gate.clone();

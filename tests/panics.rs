@@ -255,6 +255,58 @@ fn a_task_worker_whose_state_cannot_be_made_is_an_error_from_bind_and_leaves_no_
     );
 }
 
+/// An error whose text panics.
+#[derive(Debug)]
+struct Unspeakable;
+
+impl std::fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("no text");
+    }
+}
+
+impl std::error::Error for Unspeakable {}
+
+#[test]
+fn errors_whose_text_panics_take_no_task_worker_and_no_server_with_them() {
+    silence_panics();
+    let made = Arc::new(AtomicU32::new(0));
+    let making = Arc::clone(&made);
+    let server = Server::builder()
+        .task_worker_num(1)
+        .framing(Framing::lines())
+        .task_worker(move |_| match making.fetch_add(1, Ordering::Relaxed) {
+            1 => Err(Unspeakable.into()),
+            _ => Ok(()),
+        })
+        .on_receive(|conn, line| {
+            conn.task(line == b"panic")?;
+            Ok(())
+        })
+        .on_task(|_, panics| {
+            assert!(!panics, "a bug");
+            Ok(())
+        })
+        .on_finish(|conn, done| {
+            conn.send("finished\n")?;
+            match done.result() {
+                Some(()) => Ok(()),
+                None => Err(Unspeakable.into()),
+            }
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    // The finish closure's error closes its connection, by the panic of its text.
+    let mut client = server.client();
+    client.send("panic\n");
+    assert_eq!(client.rest(), "finished\n");
+    // The state could not be made at the first try, whose error has no text; then it could.
+    assert_eq!(server.client().ask("x"), "finished");
+    assert_eq!(made.load(Ordering::Relaxed), 3);
+    server.stop();
+}
+
 #[test]
 fn after_a_panic_the_state_is_fresh_and_one_that_cannot_be_made_is_tried_again_while_the_others_serve() {
     silence_panics();

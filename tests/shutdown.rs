@@ -329,9 +329,75 @@ fn idle_connections_do_not_hold_a_shutdown_up() {
     for client in &mut clients {
         assert_eq!(client.ask("x"), "x");
     }
+    // Their clients were active a moment ago and do not close, so each is given a second to; all at once.
     let start = Instant::now();
     server.stop();
-    assert!(start.elapsed() < Duration::from_secs(1), "it took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2), "it took {:?}", start.elapsed());
+}
+
+#[test]
+fn a_task_worker_without_a_state_does_not_hold_a_shutdown_up() {
+    let up = Arc::new(AtomicU64::new(1));
+    let is_up = Arc::clone(&up);
+    let server = Server::builder()
+        .task_worker_num(1)
+        .task_worker(move |_| {
+            anyhow::ensure!(is_up.load(Ordering::Relaxed) == 1, "the database is down");
+            Ok(())
+        })
+        .framing(Framing::lines())
+        .on_receive(|conn, _| {
+            conn.task(())?;
+            Ok(())
+        })
+        .on_task(|_, ()| -> anyhow::Result<()> { panic!("a bug") })
+        .on_finish(|conn, _| Ok(conn.send("panicked\n")?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    up.store(0, Ordering::Relaxed);
+    let mut client = server.client();
+    assert_eq!(client.ask("x"), "panicked");
+    common::eventually("it cannot be made again", || server.handle.stats().state_failures > 0);
+    drop(client);
+    let report = server.stop_within(Duration::MAX);
+    assert_eq!((report.tasks.panicked, report.task_workers_running), (1, 0));
+}
+
+#[test]
+fn a_client_that_never_stops_sending_does_not_hold_its_connection_open() {
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .max_frame(10)
+        .on_receive(|_, _| Ok(()))
+        .on_task(|_, ()| Ok(()))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut flooder = server.client();
+    let flooding = thread::spawn(move || {
+        let block = [b'x'; 4096];
+        while flooder.socket.get_mut().write_all(&block).is_ok() {}
+    });
+    common::eventually("it was accepted", || server.handle.stats().accepted_connections == 1);
+    common::eventually("it is closed", || server.handle.stats().connections == 0);
+    flooding.join().unwrap();
+    server.stop();
+}
+
+#[test]
+fn on_start_that_fails_has_given_everything_back_when_that_is_known() {
+    let server = Server::builder()
+        .on_start(|_| anyhow::bail!("no luck"))
+        .on_receive(|_, _| Ok(()))
+        .on_task(|_, ()| Ok(()))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let (handle, addr) = (server.handle(), server.local_addr());
+    let running = thread::spawn(|| server.run());
+    assert_eq!(handle.wait(), Err(WaitError::NeverRan));
+    drop(TcpListener::bind(addr).expect("the port is free"));
+    assert!(running.join().unwrap().is_err());
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod common;
 
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::thread::{self, ThreadId};
@@ -382,6 +383,64 @@ fn the_handle_sends_to_a_connection_and_closes_it() {
     assert!(!server.handle.close(id));
     assert_eq!(server.handle.send(id, "four\n"), Err(SendError::Closed));
     server.stop();
+}
+
+#[test]
+fn what_a_task_sent_goes_before_what_its_finish_closure_sends_and_before_the_close() {
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .on_receive(|conn, line| {
+            conn.task(line == b"close")?;
+            Ok(())
+        })
+        .on_task(|cx, close| {
+            cx.server().send(cx.connection_id(), "progress\n")?;
+            Ok(close)
+        })
+        .on_finish(|conn, done| {
+            match done.into_result()? {
+                true => conn.close(),
+                false => conn.send("done\n")?,
+            }
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    for _ in 0..100 {
+        let mut client = server.client();
+        client.send("answer\n");
+        assert_eq!((client.line(), client.line()), ("progress".into(), "done".into()));
+        client.send("close\n");
+        assert_eq!(client.rest(), "progress\n");
+    }
+    server.stop();
+}
+
+#[test]
+fn close_in_on_connect_is_followed_by_no_other_callback_but_on_close() {
+    let (report, closed) = events();
+    let server = Server::builder()
+        .on_connect(|conn| {
+            conn.task(())?;
+            conn.send("go away\n")?;
+            conn.close();
+            Ok(())
+        })
+        .on_receive(|_, _| panic!("a frame after the close"))
+        .on_task(|_, ()| Ok(()))
+        .on_finish(|_, _| panic!("an outcome after the close"))
+        .on_close(move |_, reason| Ok(report.send(reason.to_string())?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    for _ in 0..20 {
+        let mut client = server.client();
+        let _ = client.socket.get_mut().write_all(b"x\n");
+        assert_eq!(client.rest(), "go away\n");
+        assert_eq!(closed.next(), "closed by the server");
+    }
+    assert_eq!(server.stop().tasks.accepted, 20);
 }
 
 #[test]

@@ -59,9 +59,7 @@ fn classify(error: io::Error) -> AcceptError {
             | Errno::NOPROTOOPT
             | Errno::HOSTDOWN
             | Errno::HOSTUNREACH
-            | Errno::OPNOTSUPP
-            | Errno::NETUNREACH
-            | Errno::PERM,
+            | Errno::NETUNREACH,
         ) => AcceptError::ClientGone(error),
         _ => AcceptError::Exhausted(error),
     }

@@ -25,7 +25,7 @@ impl Outbox {
 
     /// Takes all of `bytes`, or none.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), OutboxFull> {
-        if bytes.len() > self.limit - self.len().min(self.limit) {
+        if bytes.len() > self.room() {
             return Err(OutboxFull);
         }
         if self.written > 0 && self.bytes.len() + bytes.len() > self.bytes.capacity() {
@@ -71,6 +71,16 @@ impl Outbox {
 
     pub(crate) fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// How many bytes still fit.
+    pub(crate) fn room(&self) -> usize {
+        self.limit.saturating_sub(self.len())
+    }
+
+    /// More than half full.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.len() > self.limit / 2
     }
 
     /// Since when the client has taken nothing of what waits for it.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use super::handle::Core;
@@ -37,7 +38,7 @@ impl Acceptor {
     }
 
     /// Accepts until the server shuts down; nothing else ends it.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(&mut self) {
         while self.serving() {
             if self.core.registry.is_full() {
                 // The backlog of the kernel is the queue now.
@@ -97,6 +98,8 @@ impl Acceptor {
         }
         if let Err(error) = self.sleeper.sleep(None, false, false, time) {
             self.warn("cannot wait for a connection to close", &error);
+            // Without `poll` there is nothing to wait on, and trying again at once would spin.
+            thread::sleep(LAST_BACKOFF);
         }
     }
 

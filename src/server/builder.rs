@@ -283,6 +283,7 @@ where
     let pool_config = PoolConfig {
         task_worker_num: config.task_worker_num,
         queue_capacity: config.queue_capacity,
+        submitters: config.max_connections(),
         stack_size: config.task_worker_stack_size,
     };
     let thread_core = Arc::clone(core);

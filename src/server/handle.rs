@@ -11,6 +11,7 @@ use super::lifecycle::{Lifecycle, ShutdownReport};
 use super::registry::{ConnectionId, ConnectionInfo, Registry};
 use crate::error::{SendError, WaitError};
 use crate::logging::LogLimit;
+use crate::panic::fence;
 use crate::stats::{Books, Stats};
 use crate::task::{TaskInfo, Wake};
 
@@ -21,7 +22,7 @@ pub(super) struct Core {
     pub(super) lifecycle: Lifecycle,
     pub(super) registry: Arc<Registry>,
     pub(super) books: Arc<Books>,
-    pub(super) callback_log: LogLimit,
+    callback_log: LogLimit,
 }
 
 static SERVERS: AtomicU64 = AtomicU64::new(0);
@@ -48,12 +49,19 @@ impl Core {
         CALLBACKS_OF.set(self.number);
     }
 
-    /// This thread runs a callback of this server now.
-    pub(super) fn in_callback<X>(&self, callback: impl FnOnce() -> X) -> X {
+    /// Runs a callback of this server on a thread that is not its own.
+    pub(super) fn fence_callback<X>(&self, callback: impl FnOnce() -> X) -> Result<X, String> {
         let before = CALLBACKS_OF.replace(self.number);
-        let returned = callback();
+        let returned = fence(callback);
         CALLBACKS_OF.set(before);
         returned
+    }
+
+    /// Logs what went wrong in a callback of a connection. `what` is fit for a log already.
+    pub(super) fn log_callback(&self, id: ConnectionId, what: &str) {
+        if let Some(held_back) = self.callback_log.permit() {
+            log::warn!("connection {id}: {what} ({held_back} more errors in callbacks since the last line)");
+        }
     }
 }
 

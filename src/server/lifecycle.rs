@@ -60,7 +60,7 @@ impl Lifecycle {
     }
 
     pub(super) fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::Relaxed) {
+        match self.phase.load(Ordering::Acquire) {
             0 => Phase::Serving,
             1 => Phase::Draining,
             _ => Phase::Expired,
@@ -78,12 +78,12 @@ impl Lifecycle {
             _ => deadline,
         };
         state.shutdown = Some(Shutdown { deadline });
-        self.phase.fetch_max(Phase::Draining as u8, Ordering::Relaxed);
+        self.phase.fetch_max(Phase::Draining as u8, Ordering::AcqRel);
         self.changed.notify_all();
     }
 
     pub(super) fn expire(&self) {
-        self.phase.store(Phase::Expired as u8, Ordering::Relaxed);
+        self.phase.store(Phase::Expired as u8, Ordering::Release);
     }
 
     pub(super) fn wait_for_shutdown(&self) {

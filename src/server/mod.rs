@@ -130,15 +130,16 @@ impl Server {
     /// returns some 250 ms after the shutdown's deadline at the latest.
     pub fn run(self) -> Result<ShutdownReport, RunError> {
         let handle = self.handle();
-        let Server { core, acceptor, acceptor_waker, back_room, on_start, on_shutdown, ending: _ending } = self;
+        // `_ending` comes first, so that it is dropped last.
+        let Server { ending: _ending, core, acceptor, acceptor_waker, back_room, on_start, on_shutdown } = self;
         if let Some(on_start) = on_start {
-            fence(|| core.in_callback(|| on_start(&handle)))
+            core.fence_callback(|| on_start(&handle))
                 .unwrap_or_else(|message| Err(anyhow::anyhow!("it panicked: {message}")))
                 .map_err(RunError::OnStart)?;
         }
         let acceptor = thread::Builder::new()
             .name("backroom-acceptor".to_owned())
-            .spawn(move || acceptor.run())
+            .spawn(move || run_acceptor(acceptor))
             .map_err(RunError::Acceptor)?;
 
         core.lifecycle.wait_for_shutdown();
@@ -148,9 +149,10 @@ impl Server {
             log::error!("the acceptor panicked");
         }
         let report = drain(&core, &*back_room);
+        drop(back_room);
 
         if let Some(on_shutdown) = on_shutdown {
-            match fence(|| core.in_callback(|| on_shutdown(&report))) {
+            match core.fence_callback(|| on_shutdown(&report)) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => log::error!("on_shutdown failed: {}", foreign(format_args!("{error:#}"))),
                 Err(message) => log::error!("on_shutdown panicked: {}", foreign(message)),
@@ -165,6 +167,11 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("local_addr", &self.local_addr()).finish_non_exhaustive()
     }
+}
+
+/// What could panic in it is a logger; it goes on all the same.
+fn run_acceptor(mut acceptor: Acceptor) {
+    while fence(|| acceptor.run()).is_err() {}
 }
 
 /// Waits for the connections to finish and close, then for the tasks that nobody waits for any more; at the

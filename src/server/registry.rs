@@ -233,8 +233,10 @@ impl Mailbox {
         Some(taken)
     }
 
-    /// From here on, whoever sends is told that the connection is closed.
-    pub(super) fn seal(&self) {
-        self.mail.lock().sealed = true;
+    /// From here on, whoever sends is told that the connection is closed. Returns what was accepted before.
+    pub(super) fn seal(&self) -> Vec<u8> {
+        let mut mail = self.mail.lock();
+        mail.sealed = true;
+        std::mem::take(&mut mail.bytes)
     }
 }

@@ -15,7 +15,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// The stack of a task worker's thread, in bytes. At least 16 KiB; default 2 MiB, of which only what is
+    /// The stack of a task worker's thread, in bytes. At least 64 KiB; default 2 MiB, of which only what is
     /// touched is resident.
     pub fn task_worker_stack_size(mut self, bytes: usize) -> Self {
         self.config.task_worker_stack_size = bytes;
@@ -25,7 +25,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// How many tasks may wait for a task worker, those of all connections together, before
     /// [`when_queue_full`](Self::when_queue_full) decides. At least 1; default 10,000.
     ///
-    /// A bound on reading and not a hard one: what a callback submits beyond it is accepted.
+    /// A bound on reading: what a callback submits beyond it is accepted. At four times as many, and one for each of
+    /// `max_connections`, `task` refuses: that takes connections that submit and go, again and again.
     pub fn queue_capacity(mut self, tasks: usize) -> Self {
         self.config.queue_capacity = tasks;
         self
@@ -54,7 +55,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// The stack of a connection's worker thread, in bytes. At least 16 KiB; default 256 KiB, of which only
+    /// The stack of a connection's worker thread, in bytes. At least 64 KiB; default 256 KiB, of which only
     /// what is touched is resident. Every callback but `on_task` runs on it.
     pub fn worker_stack_size(mut self, bytes: usize) -> Self {
         self.config.worker_stack_size = bytes;
@@ -86,7 +87,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// sent from elsewhere; beyond it `send` refuses. At least 1; default 1 MiB. Swoole's
     /// `socket_buffer_size`.
     ///
-    /// A connection whose outbox is half full is not read.
+    /// While its outbox is more than half full, a connection is not read, and its outcomes wait: so a finish closure
+    /// can always send as much as half of this.
     pub fn max_outbox(mut self, bytes: usize) -> Self {
         self.config.max_outbox = bytes;
         self

@@ -23,10 +23,13 @@ const BATCH: usize = 64;
 /// How often a worker with tasks in flight lets others run before it sleeps. A reply that comes meanwhile
 /// costs no system call on either side.
 const YIELDS: usize = 8;
+/// A worker that always has outcomes to deliver looks at its socket after so many turns all the same: the client may
+/// have sent something, or be gone, or take nothing for too long.
+const MAX_TURNS_AWAKE: u32 = 16;
 /// A connection that has nothing to do for so long gives its buffers back.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// How long a client that is still sending may take to notice that we closed. Without it, the kernel answers
-/// what we leave unread with a reset, and the client can lose what we sent last.
+/// How long a client that was active a moment ago may take to notice that we closed. Without it, the kernel answers
+/// what it still sends with a reset, and the client can lose what we sent last.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A client that was accepted, and what its worker needs. The order matters when it is dropped: first the
@@ -43,7 +46,8 @@ where
     T: Send + 'static,
     R: Send + 'static,
 {
-    let Accepted { stream, sleeper, place: _place } = accepted;
+    // First of all, so that it is dropped last.
+    let Accepted { place: _place, stream, sleeper } = accepted;
     let (core, config) = (&service.core, &service.config);
     let peer_addr = stream.peer_addr();
     let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
@@ -55,7 +59,7 @@ where
 
     let session = match fence(|| (service.session)(peer_addr)) {
         Ok(session) => session,
-        Err(message) => return log::error!("connection {id}: session panicked: {}", foreign(message)),
+        Err(message) => return core.log_callback(id, &format!("session panicked: {}", foreign(message))),
     };
     let link = Link {
         id,
@@ -80,13 +84,14 @@ where
         input_ended: false,
         mailbox,
         sleeper,
-        released: true,
+        released: false,
+        turns_awake: 0,
         phase: Phase::Serving,
     };
     let reason = fence(|| worker.work()).unwrap_or_else(CloseReason::Panicked);
     worker.close(reason);
     if let Err(message) = fence(|| drop(worker)) {
-        log::warn!("connection {id}: its session panicked when dropped: {}", foreign(message));
+        core.log_callback(id, &format!("its session panicked when dropped: {}", foreign(message)));
     }
 }
 
@@ -103,6 +108,8 @@ struct Worker<'a, T, R, S> {
     mailbox: Registered,
     /// The buffers were given back, and nothing was read since.
     released: bool,
+    /// Turns of the loop since the socket was last looked at.
+    turns_awake: u32,
     /// What it was at the beginning of this turn of the loop.
     phase: Phase,
 }
@@ -116,7 +123,8 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
 
     fn turn_until_closed(&mut self) -> Result<Infallible, CloseReason> {
         if let Some(on_connect) = &self.service.callbacks.on_connect {
-            on_connect(&mut self.conn).map_err(CloseReason::CallbackFailed)?;
+            let returned = on_connect(&mut self.conn);
+            self.end_if_failed(returned)?;
         }
         loop {
             self.begin_turn();
@@ -126,7 +134,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             self.end_if_done()?;
             if self.input.may_have_frame() && self.may_receive() {
                 self.receive_frames()?;
-            } else if !self.outcome_comes_soon() {
+            } else if !self.outcome_comes_soon() || self.turns_awake >= MAX_TURNS_AWAKE {
                 self.sleep_and_read()?;
             }
         }
@@ -138,12 +146,18 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         self.phase = self.core.lifecycle.phase();
         self.conn.link.accepts_tasks = self.phase == Phase::Serving;
         self.conn.link.now = None;
+        self.turns_awake += 1;
     }
 
     /// Runs the finish closures of the outcomes that are here.
     fn deliver_outcomes(&mut self) -> Result<(), CloseReason> {
         for _ in 0..BATCH {
+            if !self.may_deliver() {
+                break;
+            }
             let Some((finished, finish)) = self.conn.link.submitter.next_outcome() else { break };
+            // What the task sent to the client goes before what its finish closure sends.
+            self.take_mail()?;
             let returned = match (finish, &self.service.callbacks.on_finish) {
                 (Some(finish), _) => (finish.0)(&mut self.conn, finished),
                 (None, Some(on_finish)) => on_finish(&mut self.conn, finished),
@@ -164,6 +178,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         let Some(mail) = self.mailbox.take(room) else { return Ok(()) };
         // Fits, since it was taken for this room.
         let _ = self.conn.link.outbox.push(&mail.bytes);
+        self.released = false;
         if mail.close { Err(CloseReason::Server) } else { Ok(()) }
     }
 
@@ -184,8 +199,8 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
                 Ok(None) => break,
                 Err(FrameTooLong) => return Err(CloseReason::FrameTooLong(self.config.max_frame)),
             };
-            (self.service.callbacks.on_receive)(&mut self.conn, frame).map_err(CloseReason::CallbackFailed)?;
-            self.end_if_closing()?;
+            let returned = (self.service.callbacks.on_receive)(&mut self.conn, frame);
+            self.end_if_failed(returned)?;
             if !self.may_receive() {
                 break;
             }
@@ -196,7 +211,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// Gives the task workers the processor for a moment; whether an outcome is here.
     fn outcome_comes_soon(&self) -> bool {
         let submitter = &self.conn.link.submitter;
-        if submitter.in_flight() == 0 {
+        if submitter.in_flight() == 0 || !self.may_deliver() {
             return false;
         }
         for _ in 0..YIELDS {
@@ -214,17 +229,20 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         // second. So no wake-up is lost.
         self.sleeper.mark_asleep();
         let receive = self.may_receive();
-        if self.has_work(receive) {
+        let has_work = self.has_work(receive);
+        if has_work && self.turns_awake < MAX_TURNS_AWAKE {
             self.sleeper.mark_awake();
             return Ok(());
         }
+        self.turns_awake = 0;
         let link = &self.conn.link;
         let idle = link.submitter.in_flight() == 0 && !self.released;
         let timeout = match write_time_left(&link.outbox, self.config)? {
+            _ if has_work => Some(Duration::ZERO),
             None if idle => Some(IDLE_AFTER),
             timeout => timeout,
         };
-        let read = receive && !self.input_ended;
+        let read = receive && !self.input_ended && !self.input.may_have_frame();
         let write = !link.outbox.is_empty();
         let source = Some(link.stream.as_fd());
         let ready = self.sleeper.sleep(source, read, write, timeout).map_err(CloseReason::Io)?;
@@ -260,7 +278,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
 
     /// Everything that could have come while the worker was not asleep yet.
     fn has_work(&mut self, receive: bool) -> bool {
-        self.conn.link.submitter.has_outcome()
+        self.conn.link.submitter.has_outcome() && self.may_deliver()
             || self.mailbox.has_mail(self.room_in_outbox())
             || self.input.may_have_frame() && receive
             || self.core.lifecycle.phase() != self.phase
@@ -270,12 +288,27 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// the worker is woken when that is over.
     fn may_receive(&mut self) -> bool {
         let link = &mut self.conn.link;
-        self.phase == Phase::Serving && link.outbox.len() <= link.outbox.limit() / 2 && !link.submitter.should_pause()
+        self.phase == Phase::Serving && !link.outbox.is_half_full() && !link.submitter.should_pause()
+    }
+
+    /// Whether finish closures may send more now. A client that takes nothing delays its own outcomes; at a
+    /// shutdown's deadline they come all the same.
+    fn may_deliver(&self) -> bool {
+        !self.conn.link.outbox.is_half_full() || self.phase == Phase::Expired
     }
 
     fn room_in_outbox(&self) -> usize {
-        let outbox = &self.conn.link.outbox;
-        outbox.limit().saturating_sub(outbox.len())
+        self.conn.link.outbox.room()
+    }
+
+    /// A callback that could not send because the connection is broken did not fail by itself.
+    fn end_if_failed(&mut self, returned: anyhow::Result<()>) -> Result<(), CloseReason> {
+        match returned {
+            Err(error) if !matches!(self.conn.link.state, LinkState::Broken(_)) => {
+                Err(CloseReason::CallbackFailed(error))
+            }
+            _ => self.end_if_closing(),
+        }
     }
 
     /// A callback may have closed the connection, or found it broken.
@@ -307,15 +340,24 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// The end: flush if the client is there, `on_close`, and let the client notice.
     fn close(&mut self, reason: CloseReason) {
         let id = self.conn.id();
-        log::debug!("connection {id}: {}", foreign(&reason));
-        self.mailbox.seal();
-        let flushed = reason.is_orderly() && self.flush_out();
+        match &reason {
+            CloseReason::Panicked(_) | CloseReason::CallbackFailed(_) => {
+                self.core.log_callback(id, &foreign(&reason));
+            }
+            _ => log::debug!("connection {id}: {}", foreign(&reason)),
+        }
+        let mail = self.mailbox.seal();
+        let flushed = reason.is_orderly() && self.flush_out() && {
+            // Fits, since the outbox is empty, and a mailbox is no larger.
+            let _ = self.conn.link.outbox.push(&mail);
+            self.flush_out()
+        };
         self.conn.link.state = LinkState::Closed;
         if let Some(on_close) = &self.service.callbacks.on_close {
             match fence(|| on_close(&mut self.conn, &reason)) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => self.log_callback_error("on_close", &error),
-                Err(message) => log::error!("connection {id}: on_close panicked: {}", foreign(message)),
+                Err(message) => self.core.log_callback(id, &format!("on_close panicked: {}", foreign(message))),
             }
         }
         if flushed && !matches!(reason, CloseReason::Client) {
@@ -345,39 +387,31 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         }
     }
 
-    /// Reads and forgets what a client in the middle of sending still sends, until it closes too.
+    /// Reads and forgets what the client still sends, until it closes too. One that has been idle sends nothing.
     fn linger(&mut self) {
         self.conn.link.stream.shutdown_write();
         let until = Instant::now() + LINGER;
-        let mut sending = self.input.may_have_frame();
-        loop {
+        while !self.released {
+            self.sleeper.mark_asleep();
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.core.lifecycle.phase() == Phase::Expired {
+                return;
+            }
+            let source = Some(self.conn.link.stream.as_fd());
+            if self.sleeper.sleep(source, true, false, Some(left)).is_err() {
+                return;
+            }
             match self.input.discard(&mut self.conn.link.stream) {
                 Ok(0) => return,
-                Ok(_) => sending = true,
                 Err(error) if !is_transient(&error) => return,
-                Err(_) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    self.sleeper.mark_asleep();
-                    if !sending || left.is_zero() || self.core.lifecycle.phase() == Phase::Expired {
-                        return;
-                    }
-                    let source = Some(self.conn.link.stream.as_fd());
-                    if self.sleeper.sleep(source, true, false, Some(left)).is_err() {
-                        return;
-                    }
-                }
+                _ => {}
             }
         }
     }
 
     fn log_callback_error(&self, callback: &str, error: &anyhow::Error) {
-        if let Some(held_back) = self.core.callback_log.permit() {
-            log::warn!(
-                "connection {}: {callback} failed: {} ({held_back} more errors since the last line)",
-                self.conn.id(),
-                foreign(format_args!("{error:#}"))
-            );
-        }
+        let error = foreign(format_args!("{error:#}"));
+        self.core.log_callback(self.conn.id(), &format!("{callback} failed: {error}"));
     }
 }
 

@@ -26,7 +26,8 @@ impl Wake for OnTheChannel {
 impl Pool {
     /// A pool of so many threads that run `task`.
     pub fn start(threads: usize, task: impl Fn(u64) -> u64 + Send + Sync + 'static) -> Pool {
-        let config = PoolConfig { task_worker_num: threads, queue_capacity: 10_000, stack_size: 64 * 1024 };
+        let config =
+            PoolConfig { task_worker_num: threads, queue_capacity: 10_000, submitters: 1, stack_size: 64 * 1024 };
         let on_task = move |_: &mut TaskContext<(), ()>, number| Ok(task(number));
         let started =
             TaskPool::start(config, Arc::new(Books::default()), |_| Ok(()), on_task, (), Arc::new(OnTheChannel));

@@ -27,6 +27,8 @@ const DROP_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct PoolConfig {
     pub(crate) task_worker_num: usize,
     pub(crate) queue_capacity: usize,
+    /// How many submitters there are at once, at most.
+    pub(crate) submitters: usize,
     pub(crate) stack_size: usize,
 }
 
@@ -43,7 +45,6 @@ pub(crate) struct TaskPool<T, R> {
     crew: Arc<Crew<R>>,
     threads: ThreadPool,
     books: Arc<Books>,
-    told_to_end: AtomicBool,
 }
 
 /// What the task workers and those who command them share.
@@ -51,11 +52,13 @@ struct Crew<R> {
     /// The ticket of the task that each task worker runs. Taken out by the task worker when the task has
     /// ended, or before that by whoever gives the task up.
     running: Vec<Mutex<Option<Ticket<R>>>>,
+    /// The loops are to end once nothing waits.
+    told_to_end: AtomicBool,
     /// Nothing is waited for any more: a task that has not started is given up.
     expired: AtomicBool,
     /// Loops that have not ended.
     loops: Mutex<usize>,
-    /// A loop has ended, or the crew has expired.
+    /// A loop has ended, or one of the two flags was set.
     changed: Condvar,
     /// Roused whenever a loop ends.
     owner: Arc<dyn Wake>,
@@ -81,9 +84,10 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
         let count = config.task_worker_num;
         let threads = start_threads(&config)?;
         let pool = TaskPool {
-            queue: Arc::new(Queue::new(config.queue_capacity)),
+            queue: Arc::new(Queue::new(config.queue_capacity, config.submitters)),
             crew: Arc::new(Crew {
                 running: (0..count).map(|_| Mutex::new(None)).collect(),
+                told_to_end: AtomicBool::new(false),
                 expired: AtomicBool::new(false),
                 loops: Mutex::new(count),
                 changed: Condvar::new(),
@@ -92,7 +96,6 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
             }),
             threads,
             books,
-            told_to_end: AtomicBool::new(false),
         };
 
         let (make_state, on_task) = (Arc::new(make_state), Arc::new(on_task));
@@ -102,6 +105,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
                 index,
                 queue: Arc::clone(&pool.queue),
                 crew: Arc::clone(&pool.crew),
+                books: Arc::clone(&pool.books),
                 ledger: pool.books.open(),
                 make_state: Arc::clone(&make_state),
                 on_task: Arc::clone(&on_task),
@@ -127,9 +131,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
 
     /// Tells every task worker to end once the tasks that wait now are done.
     pub(crate) fn end(&self) {
-        if !self.told_to_end.swap(true, Ordering::Relaxed) {
-            self.queue.stop(self.crew.running.len());
-        }
+        end(&self.queue, &self.crew);
     }
 
     /// How many task workers have not ended.
@@ -156,13 +158,18 @@ impl<T, R> Drop for TaskPool<T, R> {
     /// Ends the threads if they have nothing to do; threads that are busy are left to themselves.
     fn drop(&mut self) {
         let patience = if self.crew.expired() { Duration::ZERO } else { DROP_PATIENCE };
-        if !self.told_to_end.swap(true, Ordering::Relaxed) {
-            self.queue.stop(self.crew.running.len());
-        }
+        end(&self.queue, &self.crew);
         self.crew.expire();
         if self.crew.ended_within(patience) {
             self.threads.join();
         }
+    }
+}
+
+fn end<T, R>(queue: &Queue<T, R>, crew: &Crew<R>) {
+    if !crew.told_to_end.swap(true, Ordering::Relaxed) {
+        queue.stop(crew.running.len());
+        crew.notify();
     }
 }
 
@@ -183,6 +190,7 @@ struct TaskWorker<T, R, O, M, F> {
     index: usize,
     queue: Arc<Queue<T, R>>,
     crew: Arc<Crew<R>>,
+    books: Arc<Books>,
     ledger: OpenLedger,
     make_state: Arc<M>,
     on_task: Arc<F>,
@@ -250,12 +258,12 @@ where
 
             let ended = Instant::now();
             self.ledger.running.set(0);
-            let panicked = returned.is_err();
+            let mut panic_message = None;
             let outcome = match returned {
                 Ok(Ok(result)) => Outcome::Done(result),
                 Ok(Err(error)) => Outcome::Failed(error),
                 Err(message) => {
-                    self.log_panic(context.info.id, &message);
+                    panic_message = Some(foreign(&message));
                     Outcome::Panicked(message)
                 }
             };
@@ -267,7 +275,8 @@ where
                 }
                 None => self.ledger.late.add(1),
             }
-            if panicked {
+            if let Some(message) = panic_message {
+                self.log_panic(context.info.id, &message);
                 return Left::TaskPanicked;
             }
             clock = Some(ended);
@@ -292,27 +301,44 @@ where
     fn make_again(&self) -> Option<W> {
         let mut retry = FIRST_RETRY;
         loop {
-            match self.make() {
-                Ok(state) => return Some(state),
-                Err(error) => {
-                    self.ledger.state_failures.add(1);
-                    log::error!(
-                        "task worker {}: its state cannot be made again, next try in {retry:?}: {}",
-                        self.index,
-                        foreign(format_args!("{error:#}"))
-                    );
-                }
+            // Fenced, since an error's text is users' code too, and so is the logger.
+            if let Ok(Some(state)) = fence_panic(|| self.try_again(retry)) {
+                return Some(state);
             }
-            if self.crew.expires_within(retry) {
+            if self.is_needless_within(retry) {
                 return None;
             }
             retry = (retry * 2).min(LAST_RETRY);
         }
     }
 
+    fn try_again(&self, retry: Duration) -> Option<W> {
+        let error = match self.make() {
+            Ok(state) => return Some(state),
+            Err(error) => error,
+        };
+        self.ledger.state_failures.add(1);
+        let error = foreign(format_args!("{error:#}"));
+        log::error!("task worker {}: its state cannot be made again, next try in {retry:?}: {error}", self.index);
+        None
+    }
+
+    /// Waits so long for this task worker to be needed no more: the crew has expired, or is told to end and has
+    /// nothing left to do.
+    fn is_needless_within(&self, time: Duration) -> bool {
+        let crew = &self.crew;
+        let needless = || {
+            let ending = crew.told_to_end.load(Ordering::Relaxed);
+            crew.expired() || ending && self.books.read().0.pending == 0
+        };
+        let mut loops = crew.loops.lock();
+        let _ = crew.changed.wait_while_for(&mut loops, |_| !needless(), time);
+        needless()
+    }
+
     fn log_panic(&self, id: TaskId, message: &str) {
         if let Some(held_back) = self.crew.panic_log.permit() {
-            log::error!("task {id} panicked: {} ({held_back} more panics since the last line)", foreign(message));
+            log::error!("task {id} panicked: {message} ({held_back} more panics since the last line)");
         }
     }
 }
@@ -324,14 +350,13 @@ impl<R> Crew<R> {
 
     fn expire(&self) {
         self.expired.store(true, Ordering::Relaxed);
-        drop(self.loops.lock());
-        self.changed.notify_all();
+        self.notify();
     }
 
-    fn expires_within(&self, time: Duration) -> bool {
-        let mut loops = self.loops.lock();
-        let _ = self.changed.wait_while_for(&mut loops, |_| !self.expired(), time);
-        self.expired()
+    fn notify(&self) {
+        // Whoever waits holds the lock between looking and sleeping; taking it here, no one is missed.
+        drop(self.loops.lock());
+        self.changed.notify_all();
     }
 
     fn ended_within(&self, time: Duration) -> bool {

@@ -22,6 +22,10 @@ pub(super) struct Task<T, R> {
 /// waking it costs. A client that waits for each answer before it asks again finds it awake.
 const YIELDS: usize = 128;
 
+/// Each submitter may bring one task more than the capacity before it pauses; and all together so many times the
+/// capacity, in callbacks that submit many, or of connections that come and go.
+const HARD_LIMIT: usize = 4;
+
 enum Entry<T, R> {
     Task(Task<T, R>),
     /// Ends the loop of one task worker. Waits behind the tasks that were there before it.
@@ -32,6 +36,7 @@ pub(super) struct Queue<T, R> {
     sender: Sender<Entry<T, R>>,
     receiver: Receiver<Entry<T, R>>,
     capacity: usize,
+    hard_limit: usize,
     closed: AtomicBool,
     /// Somebody in `waiting` wants to hear when there is room.
     awaited: AtomicBool,
@@ -41,12 +46,14 @@ pub(super) struct Queue<T, R> {
 }
 
 impl<T, R> Queue<T, R> {
-    pub(super) fn new(capacity: usize) -> Queue<T, R> {
+    /// At `capacity` submitters are to pause, of whom there are at most so many at once.
+    pub(super) fn new(capacity: usize, submitters: usize) -> Queue<T, R> {
         let (sender, receiver) = crossbeam_channel::unbounded();
         Queue {
             sender,
             receiver,
             capacity,
+            hard_limit: capacity.saturating_mul(HARD_LIMIT).saturating_add(submitters),
             closed: AtomicBool::new(false),
             awaited: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
@@ -82,7 +89,7 @@ impl<T, R> Queue<T, R> {
         };
         // Either we see who registered, or it sees the place that we made.
         fence(Ordering::SeqCst);
-        if self.awaited.load(Ordering::Relaxed) && self.has_room() {
+        if self.is_awaited() && self.has_room() {
             self.wake_waiting();
         }
         match entry {
@@ -131,13 +138,28 @@ impl<T, R> Queue<T, R> {
         self.stop(stops);
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.receiver.len() >= self.capacity
+    /// How many tasks wait.
+    pub(super) fn len(&self) -> usize {
+        self.receiver.len()
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Where even those who pause at the capacity are refused.
+    pub(super) fn hard_limit(&self) -> usize {
+        self.hard_limit
+    }
+
+    /// Somebody waits for room. Who comes later waits too, or those who wait might do so for ever.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed)
     }
 
     /// At most half full, which is when those who wait may go on.
     pub(super) fn has_room(&self) -> bool {
-        self.receiver.len() <= self.capacity / 2
+        self.len() <= self.capacity / 2
     }
 
     /// Registers to be woken once there is room, and returns the round it waits for. Look at `has_room` again

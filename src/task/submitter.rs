@@ -34,7 +34,8 @@ pub(crate) struct Submitter<T, R, F> {
 /// When a task is refused.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WhenFull {
-    /// Only far beyond the cap in flight: the submitter is trusted to heed [`Submitter::should_pause`].
+    /// Only far beyond the capacity of the queue and the cap in flight: the submitter is trusted to heed
+    /// [`Submitter::should_pause`].
     Defer,
     /// At the queue's capacity.
     Refuse,
@@ -42,8 +43,7 @@ pub(crate) enum WhenFull {
     RefuseAtCap,
 }
 
-/// A submitter that is to defer may exceed its cap in flight so many times, in a callback that submits
-/// without end.
+/// Who defers may exceed its cap in flight so many times, in a callback that submits without end.
 const HARD_LIMIT: usize = 4;
 
 impl<T, R, F> Submitter<T, R, F> {
@@ -82,7 +82,8 @@ impl<T, R, F> Submitter<T, R, F> {
         when_full: WhenFull,
         now: Instant,
     ) -> Result<TaskId, (TaskError, T)> {
-        if let Some(reason) = self.refusal(when_full) {
+        let waiting = self.queue.len();
+        if let Some(reason) = self.refusal(when_full, waiting) {
             return Err((reason, payload));
         }
         let id = TaskId { submitter: self.number, sequence: self.sequence + 1 };
@@ -92,23 +93,32 @@ impl<T, R, F> Submitter<T, R, F> {
         }
         self.sequence = id.sequence;
         self.in_flight += 1;
-        if when_full == WhenFull::Defer && self.held_back.is_none() && self.queue.is_full() {
-            self.hold_back();
-        }
         if let Some(finish) = finish {
             self.finishes.insert(id.sequence, finish);
+        }
+        let full = waiting + 1 >= self.queue.capacity() || self.queue.is_awaited();
+        if full && when_full == WhenFull::Defer && self.held_back.is_none() {
+            self.hold_back();
         }
         Ok(id)
     }
 
-    fn refusal(&self, when_full: WhenFull) -> Option<TaskError> {
-        let cap = match when_full {
-            WhenFull::Defer | WhenFull::Refuse => self.max_in_flight.saturating_mul(HARD_LIMIT),
-            WhenFull::RefuseAtCap => self.max_in_flight,
+    fn refusal(&self, when_full: WhenFull, waiting: usize) -> Option<TaskError> {
+        let capacity = self.queue.capacity();
+        let hard_cap = self.max_in_flight.saturating_mul(HARD_LIMIT);
+        let queue_full = match when_full {
+            WhenFull::Defer => waiting >= self.queue.hard_limit(),
+            WhenFull::Refuse | WhenFull::RefuseAtCap => {
+                waiting >= capacity || self.queue.is_awaited() && !self.queue.has_room()
+            }
         };
-        if self.in_flight >= cap {
+        let at_cap = match when_full {
+            WhenFull::Defer | WhenFull::Refuse => self.in_flight >= hard_cap,
+            WhenFull::RefuseAtCap => self.in_flight >= self.max_in_flight,
+        };
+        if at_cap {
             Some(TaskError::TooManyInFlight)
-        } else if when_full != WhenFull::Defer && self.queue.is_full() {
+        } else if queue_full {
             Some(TaskError::QueueFull)
         } else {
             None
@@ -167,5 +177,45 @@ impl<T, R, F> Submitter<T, R, F> {
 impl<T, R, F> Drop for Submitter<T, R, F> {
     fn drop(&mut self) {
         self.reply_to.close(&self.ledger);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::Books;
+
+    struct Nobody;
+
+    impl Wake for Nobody {
+        fn wake(&self) {}
+    }
+
+    fn submitter(queue: &Arc<Queue<u32, ()>>, books: &Arc<Books>) -> Submitter<u32, (), ()> {
+        Submitter::new(Arc::clone(queue), Arc::new(Nobody), 100, books.open())
+    }
+
+    #[test]
+    fn nobody_overtakes_those_who_wait_for_room() {
+        let (queue, books) = (Arc::new(Queue::new(10, 2)), Arc::new(Books::default()));
+        let (mut early, mut late) = (submitter(&queue, &books), submitter(&queue, &books));
+        let now = Instant::now();
+        while !early.should_pause() {
+            early.submit(0, None, WhenFull::Defer, now).unwrap();
+        }
+        assert_eq!(queue.len(), 10);
+
+        // There is a place again, but not for those who come later.
+        assert!(queue.take(|| ()).is_some());
+        assert_eq!(late.submit(1, None, WhenFull::RefuseAtCap, now), Err((TaskError::QueueFull, 1)));
+        late.submit(2, None, WhenFull::Defer, now).unwrap();
+        assert!(late.should_pause());
+
+        while queue.len() > 5 {
+            assert!(early.should_pause() && late.should_pause());
+            assert!(queue.take(|| ()).is_some());
+        }
+        assert!(!early.should_pause() && !late.should_pause());
+        assert!(late.submit(3, None, WhenFull::RefuseAtCap, now).is_ok());
     }
 }
