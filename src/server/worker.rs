@@ -1,11 +1,13 @@
 //! The loop of one connection: it sleeps in one place, and does everything else on the way there.
 
+mod closing;
+
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::connection::{CloseReason, Connection, Link, LinkState};
 use super::handle::{Core, ServerHandle};
@@ -28,9 +30,6 @@ const YIELDS: usize = 8;
 const MAX_TURNS_AWAKE: u32 = 16;
 /// A connection that has nothing to do for so long gives its buffers back.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// How long a client that was active a moment ago may take to notice that we closed. Without it, the kernel answers
-/// what it still sends with a reset, and the client can lose what we sent last.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// A client that was accepted, and what its worker needs. The order matters when it is dropped: first the
 /// descriptors, then the place.
@@ -334,78 +333,6 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             Phase::Draining => Ok(()),
             Phase::Expired if link.submitter.has_outcome() => Ok(()),
             Phase::Expired => Err(CloseReason::Shutdown),
-        }
-    }
-
-    /// The end: flush if the client is there, `on_close`, and let the client notice.
-    fn close(&mut self, reason: CloseReason) {
-        let id = self.conn.id();
-        match &reason {
-            CloseReason::Panicked(_) | CloseReason::CallbackFailed(_) => {
-                self.core.log_callback(id, &foreign(&reason));
-            }
-            _ => log::debug!("connection {id}: {}", foreign(&reason)),
-        }
-        let mail = self.mailbox.seal();
-        let flushed = reason.is_orderly() && self.flush_out() && {
-            // Fits, since the outbox is empty, and a mailbox is no larger.
-            let _ = self.conn.link.outbox.push(&mail);
-            self.flush_out()
-        };
-        self.conn.link.state = LinkState::Closed;
-        if let Some(on_close) = &self.service.callbacks.on_close {
-            match fence(|| on_close(&mut self.conn, &reason)) {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => self.log_callback_error("on_close", &error),
-                Err(message) => self.core.log_callback(id, &format!("on_close panicked: {}", foreign(message))),
-            }
-        }
-        if flushed && !matches!(reason, CloseReason::Client) {
-            self.linger();
-        }
-    }
-
-    /// Writes the rest of the outbox, for as long as the client takes some of it within the write timeout.
-    fn flush_out(&mut self) -> bool {
-        loop {
-            if self.flush().is_err() {
-                return false;
-            }
-            let Link { outbox, stream, .. } = &self.conn.link;
-            if outbox.is_empty() {
-                return true;
-            }
-            self.sleeper.mark_asleep();
-            if self.core.lifecycle.phase() == Phase::Expired {
-                return false;
-            }
-            let Ok(timeout) = write_time_left(outbox, self.config) else { return false };
-            match self.sleeper.sleep(Some(stream.as_fd()), false, true, timeout) {
-                Ok(ready) if !ready.hung_up => {}
-                _ => return false,
-            }
-        }
-    }
-
-    /// Reads and forgets what the client still sends, until it closes too. One that has been idle sends nothing.
-    fn linger(&mut self) {
-        self.conn.link.stream.shutdown_write();
-        let until = Instant::now() + LINGER;
-        while !self.released {
-            self.sleeper.mark_asleep();
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.core.lifecycle.phase() == Phase::Expired {
-                return;
-            }
-            let source = Some(self.conn.link.stream.as_fd());
-            if self.sleeper.sleep(source, true, false, Some(left)).is_err() {
-                return;
-            }
-            match self.input.discard(&mut self.conn.link.stream) {
-                Ok(0) => return,
-                Err(error) if !is_transient(&error) => return,
-                _ => {}
-            }
         }
     }
 
