@@ -45,19 +45,22 @@ fn main() -> anyhow::Result<ExitCode> {
     println!("listening on {}", server.local_addr());
 
     let handle = server.handle();
-    if options.demo {
+    let demo = if options.demo {
         let drain_time = options.drain_time;
-        thread::spawn(move || {
-            if let Err(error) = play_client(handle.local_addr()) {
-                eprintln!("demo: {error:#}");
-            }
+        Some(thread::spawn(move || {
+            let played = play_client(handle.local_addr());
             handle.shutdown(drain_time);
-        });
+            played
+        }))
     } else {
         shut_down_on_signal(handle, options.drain_time)?;
-    }
+        None
+    };
 
     let report = server.run()?;
+    if let Some(client) = demo {
+        client.join().map_err(|_| anyhow::anyhow!("the demo's client panicked"))??;
+    }
     let tasks = report.tasks;
     println!(
         "shutdown: accepted={} done={} failed={} abandoned={} orphaned={}",
@@ -146,8 +149,11 @@ fn play_client(addr: SocketAddr) -> anyhow::Result<()> {
         println!("client sends: {line}");
     }
     server.write_all((lines.join("\n") + "\n").as_bytes())?;
-    for answer in BufReader::new(server).lines().take(lines.len()) {
-        println!("client gets: {}", answer?);
+    let mut answers = BufReader::new(server).lines();
+    for _ in lines {
+        let answer = answers.next().context("the server closed before it had answered")??;
+        println!("client gets: {answer}");
+        anyhow::ensure!(lines.iter().any(|line| answer == format!("{line} -> OK")), "not what was to come");
     }
     Ok(())
 }

@@ -46,8 +46,9 @@ impl Default for Config {
 #[non_exhaustive]
 pub enum WhenQueueFull {
     /// The task is accepted, and its connection's socket is not read again until the queue has drained to
-    /// half: whoever floods is slowed down by TCP, and nothing is refused. A connection that submits nothing is
-    /// read all the same. The default.
+    /// half: whoever floods is slowed down by TCP. A connection that submits nothing is read all the same. The
+    /// default. Only connections that submit and go, again and again, are refused in the end: see
+    /// [`queue_capacity`](crate::ServerBuilder::queue_capacity).
     #[default]
     Defer,
     /// `task` returns [`TaskError::QueueFull`](crate::TaskError::QueueFull), and reading goes on.

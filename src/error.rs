@@ -128,9 +128,11 @@ impl Error for WaitError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TaskError {
-    /// As many tasks wait as `queue_capacity` allows.
+    /// As many tasks wait as `queue_capacity` allows; or, where that defers, four times as many and one for each of
+    /// `max_connections`.
     QueueFull,
-    /// This connection has as many tasks in flight as it may have.
+    /// This connection has as many tasks in flight as it may have: `max_tasks_in_flight` for `try_task`, four times as
+    /// many for the others.
     TooManyInFlight,
     /// The server is shutting down.
     ShuttingDown,

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Runs `code`; if it panics, returns the panic's message.
 ///
 /// Whatever `code` borrowed may be left half changed: the caller must replace it or close it.
-pub(crate) fn fence<R>(code: impl FnOnce() -> R) -> Result<R, String> {
+pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, String> {
     catch_unwind(AssertUnwindSafe(code)).map_err(|payload| {
         let message = message(&*payload);
         discard(payload);
@@ -37,9 +37,9 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_its_message() {
-        assert_eq!(fence(|| 1), Ok(1));
-        assert_eq!(fence(|| panic!("plain")), Err::<(), _>("plain".into()));
-        assert_eq!(fence(|| panic!("with {}", 1)), Err::<(), _>("with 1".into()));
+        assert_eq!(catch(|| 1), Ok(1));
+        assert_eq!(catch(|| panic!("plain")), Err::<(), _>("plain".into()));
+        assert_eq!(catch(|| panic!("with {}", 1)), Err::<(), _>("with 1".into()));
     }
 
     #[test]
@@ -50,6 +50,6 @@ mod tests {
                 std::panic::panic_any(Bomb);
             }
         }
-        assert!(fence(|| std::panic::panic_any(Bomb)).is_err());
+        assert!(catch(|| std::panic::panic_any(Bomb)).is_err());
     }
 }

@@ -88,13 +88,7 @@ impl Books {
         OpenLedger { books: Arc::clone(self), key, ledger }
     }
 
-    /// The tasks; finish closures that returned an error; states that could not be made again.
-    pub(crate) fn read(&self) -> (TaskStats, u64, u64) {
-        let totals = self.totals();
-        (totals.task_stats(), totals.finish_errors, totals.state_failures)
-    }
-
-    fn totals(&self) -> Totals {
+    pub(crate) fn read(&self) -> Totals {
         let shelf = self.0.lock();
         let mut totals = shelf.closed;
         for ledger in shelf.open.values() {
@@ -113,7 +107,7 @@ impl Books {
 /// Sums of ledgers. Deliveries are read first and acceptances last: a task that ends meanwhile may be seen
 /// as pending, but no outcome is ever seen without its task.
 #[derive(Clone, Copy, Default)]
-struct Totals {
+pub(crate) struct Totals {
     accepted: u64,
     done: u64,
     failed: u64,
@@ -122,8 +116,8 @@ struct Totals {
     late: u64,
     delivered: u64,
     orphaned: u64,
-    finish_errors: u64,
-    state_failures: u64,
+    pub(crate) finish_errors: u64,
+    pub(crate) state_failures: u64,
     running: u64,
 }
 
@@ -154,7 +148,7 @@ impl Totals {
         self.accepted += ledger.accepted.get();
     }
 
-    fn task_stats(&self) -> TaskStats {
+    pub(crate) fn task_stats(&self) -> TaskStats {
         let outcomes = self.done + self.failed + self.panicked + self.abandoned;
         let pending = self.accepted - outcomes.min(self.accepted);
         TaskStats {
@@ -216,7 +210,7 @@ impl TaskStats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Connections that are open.
+    /// Connections that are open or closing: the places taken of `max_connections`.
     pub connections: usize,
     /// Connections accepted since the start.
     pub accepted_connections: u64,
@@ -241,7 +235,7 @@ mod tests {
         worker.accepted.add(3);
         task_worker.done.add(1);
         drop(worker);
-        let (stats, ..) = books.read();
+        let stats = books.read().task_stats();
         assert_eq!((stats.accepted, stats.done, stats.pending), (3, 1, 2));
     }
 }

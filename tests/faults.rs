@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backroom::{CloseReason, Framing, Server, ServerBuilder, stage};
-use common::{Client, Gate, PATIENCE, Running, events, eventually, in_child, run, succeeds};
+use common::{Client, Gate, PATIENCE, Running, events, eventually, run, succeeds};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 type Builder = ServerBuilder<Vec<u8>, Vec<u8>, (), (), stage::State>;
@@ -173,8 +173,7 @@ fn no_connection_id_is_used_twice_even_by_two_servers() {
 
 #[test]
 fn a_closed_connection_with_tasks_in_flight_holds_no_descriptor() {
-    let name = "a_closed_connection_with_tasks_in_flight_holds_no_descriptor";
-    let Some(child) = in_child(name) else {
+    let Some(child) = in_child!() else {
         let gate = Gate::default();
         let task_gate = gate.clone();
         let server = Server::builder()
@@ -210,8 +209,7 @@ fn a_closed_connection_with_tasks_in_flight_holds_no_descriptor() {
 #[test]
 fn short_of_descriptors_it_waits_without_spinning_and_recovers_within_a_second() {
     const FILES: u64 = 64;
-    let name = "short_of_descriptors_it_waits_without_spinning_and_recovers_within_a_second";
-    let Some(mut child) = in_child(name) else {
+    let Some(mut child) = in_child!() else {
         let hard = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: Some(FILES), maximum: hard }).unwrap();
         let server = echo(|builder| builder.max_connections(1000));
@@ -262,8 +260,7 @@ fn short_of_descriptors_it_waits_without_spinning_and_recovers_within_a_second()
 
 #[test]
 fn a_thread_that_cannot_start_refuses_its_connection_and_the_acceptor_goes_on() {
-    let name = "a_thread_that_cannot_start_refuses_its_connection_and_the_acceptor_goes_on";
-    let Some(child) = in_child(name) else {
+    let Some(child) = in_child!() else {
         // A worker's stack does not fit into the address space that is left; a small thing does.
         let server = echo(|builder| builder.worker_stack_size(1 << 30).task_worker_num(1));
         let mut first = server.client();
@@ -290,7 +287,7 @@ fn a_thread_that_cannot_start_refuses_its_connection_and_the_acceptor_goes_on() 
 
 #[test]
 fn task_workers_that_cannot_start_are_an_error_from_bind() {
-    let Some(child) = in_child("task_workers_that_cannot_start_are_an_error_from_bind") else {
+    let Some(child) = in_child!() else {
         std::panic::set_hook(Box::new(|_| ()));
         let before = getrlimit(Resource::As);
         setrlimit(Resource::As, Rlimit { current: Some(4 << 30), maximum: before.maximum }).unwrap();
@@ -312,8 +309,7 @@ fn task_workers_that_cannot_start_are_an_error_from_bind() {
 
 #[test]
 fn it_prints_nothing_handles_no_signal_and_starts_no_thread_before_bind() {
-    let name = "it_prints_nothing_handles_no_signal_and_starts_no_thread_before_bind";
-    let Some(child) = in_child(name) else {
+    let Some(child) = in_child!() else {
         let signals = || {
             let status = std::fs::read_to_string("/proc/self/status").unwrap();
             let handled = |line: &&str| line.starts_with("SigCgt") || line.starts_with("SigIgn");
@@ -350,8 +346,7 @@ fn it_prints_nothing_handles_no_signal_and_starts_no_thread_before_bind() {
 
 #[test]
 fn a_signal_does_not_disturb_a_sleeping_server() {
-    let name = "a_signal_does_not_disturb_a_sleeping_server";
-    let Some(child) = in_child(name) else {
+    let Some(child) = in_child!() else {
         let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGUSR1]).unwrap();
         let server = echo(|builder| builder);
         let mut client = server.client();

@@ -4,8 +4,6 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -178,9 +176,8 @@ fn connections_that_come_and_go_cannot_fill_the_queue_without_end() {
 #[test]
 fn a_client_that_pipelines_much_and_reads_late_gets_every_answer() {
     const LINES: usize = 64;
-    const LEN: usize = 100 * 1024;
+    const LEN: usize = 200 * 1024;
     let gate = Gate::default();
-    gate.open();
     let server = gated(&gate, |builder| builder);
     let mut client = server.client();
     let mut socket = client.socket.get_ref().try_clone().unwrap();
@@ -189,7 +186,10 @@ fn a_client_that_pipelines_much_and_reads_late_gets_every_answer() {
             socket.write_all(&[[b'x'; LEN].as_slice(), b"\n"].concat()).unwrap();
         }
     });
-    eventually("the server waits for its client", || server.handle.stats().tasks.done >= 8);
+    // All results come at once, more than an outbox and the kernel's buffers hold together.
+    eventually("all lines are accepted", || server.handle.stats().tasks.accepted == LINES as u64);
+    gate.open();
+    eventually("all tasks are done", || server.handle.stats().tasks.done == LINES as u64);
     for _ in 0..LINES {
         assert_eq!(client.line().len(), LEN);
     }
@@ -208,7 +208,7 @@ fn endless_chains(report: crossbeam_channel::Sender<String>) -> Server {
             match line {
                 b"ping" => conn.send("pong\n")?,
                 _ => {
-                    for _ in 0..8 {
+                    for _ in 0..60 {
                         conn.task(line.to_vec())?;
                     }
                 }
@@ -324,9 +324,10 @@ fn a_task_worker_never_waits_for_a_connection() {
 }
 
 fn median_ping(client: &mut Client, mut go_on: impl FnMut() -> bool) -> Duration {
-    let mut pings = Vec::new();
+    let (mut pings, begun) = (Vec::new(), Instant::now());
     while go_on() {
         let start = Instant::now();
+        assert!(start - begun < PATIENCE, "it never came to an end");
         assert_eq!(client.ask("ping"), "pong");
         pings.push(start.elapsed());
     }
@@ -449,26 +450,19 @@ fn beyond_the_maximum_of_connections_clients_wait_in_the_backlog_until_one_close
 }
 
 #[test]
-fn two_thousand_clients_at_once_are_all_served_and_their_threads_go_again() {
+fn two_thousand_clients_at_once_are_all_served_by_a_hundred_workers() {
     const CLIENTS: usize = 2_000;
     let gate = Gate::default();
     gate.open();
-    let server = gated(&gate, |builder| builder.max_connections(300).backlog(4096));
-    let served = Arc::new(AtomicUsize::new(0));
-    thread::scope(|scope| {
-        for _ in 0..20 {
-            scope.spawn(|| {
-                for _ in 0..CLIENTS / 20 {
-                    let mut client = server.client();
-                    assert_eq!(client.ask("x"), "x");
-                    served.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    assert_eq!(served.load(Ordering::Relaxed), CLIENTS);
-    let stats = server.handle.stats();
-    assert_eq!(stats.accepted_connections, CLIENTS as u64);
+    let server = gated(&gate, |builder| builder.max_connections(100).backlog(4096));
+    // All are connected before the first is closed, so most wait in the backlog, and then for one another.
+    let clients: Vec<Client> = (0..CLIENTS).map(|_| server.client()).collect();
+    assert!(server.handle.stats().connections <= 100);
+    for mut client in clients {
+        assert_eq!(client.ask("x"), "x");
+    }
+    assert_eq!(server.handle.stats().accepted_connections, CLIENTS as u64);
+    eventually("all are closed", || server.handle.stats().connections == 0);
     server.stop();
 }
 
@@ -521,8 +515,8 @@ fn an_address_that_cannot_be_bound_is_named() {
 
     let elsewhere = bind("192.0.2.1:9501").err().unwrap();
     assert_eq!(elsewhere.to_string(), "cannot listen on 192.0.2.1:9501");
-    let nowhere = bind("no such name:9501").err().unwrap();
-    assert_eq!(nowhere.to_string(), "cannot resolve \"no such name:9501\"");
+    let nowhere = bind("127.0.0.1:notaport").err().unwrap();
+    assert_eq!(nowhere.to_string(), "cannot resolve \"127.0.0.1:notaport\"");
 }
 
 #[test]

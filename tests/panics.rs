@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
 use anyhow::bail;
-use backroom::{BindError, Framing, Outcome, Server};
+use backroom::{BindError, CloseReason, Framing, Outcome, Server};
 use common::{Gate, events, eventually, run};
 
 fn silence_panics() {
@@ -51,7 +51,7 @@ fn a_hundred_thousand_panics_in_a_row_leave_the_pool_as_it_was() {
     let server = run(server);
     let mut client = server.client();
     assert_eq!(client.ask("x"), "done");
-    let (threads, files) = (task_worker_threads(), common::open_files());
+    let (threads, files) = (common::threads(), common::open_files());
     for _ in 0..PANICS / 100 {
         client.send("panic\n".repeat(100));
         for _ in 0..100 {
@@ -60,15 +60,11 @@ fn a_hundred_thousand_panics_in_a_row_leave_the_pool_as_it_was() {
     }
     assert_eq!(client.ask("x"), "done");
     // Other tests of this binary run beside this one, so what it leaks would be many.
-    assert!(task_worker_threads() < threads + 100);
+    assert!(common::threads() < threads + 100);
     assert!(common::open_files() < files + 100);
     drop(client);
     let tasks = server.stop().tasks;
     assert_eq!((tasks.panicked, tasks.done), (PANICS, 2));
-}
-
-fn task_worker_threads() -> usize {
-    common::threads()
 }
 
 #[test]
@@ -166,6 +162,7 @@ fn a_panic_in_a_callback_closes_that_connection_and_tells_on_close_once() {
         let _ = std::io::Write::write_all(unlucky.socket.get_mut(), b"panic\n");
         let expected = if place.starts_with("finish") { "sent before\n" } else { "" };
         assert_eq!(unlucky.rest(), expected, "what was sent before the panic is flushed");
+        drop(unlucky);
         assert_eq!(closed.next().1, format!("a callback panicked: in {place}"));
 
         let mut other = server.client();
@@ -207,6 +204,25 @@ fn a_panic_in_on_close_or_on_shutdown_goes_no_further() {
     for _ in 0..3 {
         assert_eq!(server.client().ask("x"), "x");
     }
+    server.stop();
+}
+
+#[test]
+fn a_close_reason_whose_text_panics_still_reaches_on_close() {
+    silence_panics();
+    let (report, closed) = events();
+    let server = Server::builder()
+        .on_receive(|_, _| Err(Unspeakable.into()))
+        .on_task(|_, ()| Ok(()))
+        .on_close(move |_, reason| Ok(report.send(matches!(reason, CloseReason::CallbackFailed(_)))?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("x");
+    assert_eq!(client.rest(), "");
+    assert!(closed.next());
+    drop(client);
     server.stop();
 }
 
@@ -308,9 +324,36 @@ fn errors_whose_text_panics_take_no_task_worker_and_no_server_with_them() {
 }
 
 #[test]
-fn after_a_panic_the_state_is_fresh_and_one_that_cannot_be_made_is_tried_again_while_the_others_serve() {
+fn after_a_panic_the_state_is_fresh() {
     silence_panics();
-    let (database_up, attempts) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
+    let server = Server::builder()
+        .task_worker_num(1)
+        .framing(Framing::lines())
+        .task_worker(|_| Ok(0u32))
+        .on_receive(|conn, line| {
+            conn.task(line == b"panic")?;
+            Ok(())
+        })
+        .on_task(|cx, panics| {
+            assert!(!panics, "a bug");
+            *cx.worker() += 1;
+            Ok(*cx.worker())
+        })
+        .on_finish(|conn, done| Ok(conn.send(format!("{:?}\n", done.result()))?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    let answers = ["x", "x", "panic", "x"].map(|line| client.ask(line));
+    assert_eq!(answers, ["Some(1)", "Some(2)", "None", "Some(1)"]);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_state_that_cannot_be_made_again_is_tried_for_while_the_others_serve() {
+    silence_panics();
+    let attempts = Arc::new(AtomicUsize::new(0));
     let (up, made) = (Arc::new(AtomicU32::new(1)), Arc::clone(&attempts));
     let is_up = Arc::clone(&up);
     let server = Server::builder()
@@ -331,7 +374,6 @@ fn after_a_panic_the_state_is_fresh_and_one_that_cannot_be_made_is_tried_again_w
             *cx.worker() += 1;
             match &line[..] {
                 b"panic" => panic!("a bug"),
-                b"wait" => Ok(0),
                 _ => Ok(*cx.worker()),
             }
         })
@@ -348,7 +390,6 @@ fn after_a_panic_the_state_is_fresh_and_one_that_cannot_be_made_is_tried_again_w
     assert!(counts.iter().all(|count| count.starts_with("Some(")), "{counts:?}");
 
     up.store(1, Ordering::Relaxed);
-    database_up.open();
     eventually("it is made at last", || attempts.load(Ordering::Relaxed) >= 4);
     drop(client);
     let tasks = server.stop().tasks;

@@ -402,7 +402,7 @@ fn on_start_that_fails_has_given_everything_back_when_that_is_known() {
 
 #[test]
 fn threads_and_descriptors_are_where_they_were_after_a_shutdown() {
-    let Some(child) = common::in_child("threads_and_descriptors_are_where_they_were_after_a_shutdown") else {
+    let Some(child) = in_child!() else {
         let (threads, files) = (common::threads(), common::open_files());
         for _ in 0..3 {
             let server = run(echo(|_| ()));

@@ -7,11 +7,12 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
 
 use anyhow::bail;
-use backroom::{Framing, Outcome, SendError, Server, TaskError, TaskFailure};
-use common::{Gate, events, run};
+use backroom::{CloseReason, Framing, Outcome, SendError, Server, TaskError, TaskFailure};
+use common::{Gate, events, eventually, run};
 
 /// `{line} -> OK` for each line, whatever the order.
 fn echo() -> Server {
@@ -379,7 +380,7 @@ fn the_handle_sends_to_a_connection_and_closes_it() {
     assert!(server.handle.close(id));
     assert_eq!(client.rest(), "three\n");
     drop(client);
-    common::eventually("the connection is forgotten", || server.handle.connections().is_empty());
+    eventually("the connection is forgotten", || server.handle.connections().is_empty());
     assert!(!server.handle.close(id));
     assert_eq!(server.handle.send(id, "four\n"), Err(SendError::Closed));
     server.stop();
@@ -415,6 +416,185 @@ fn what_a_task_sent_goes_before_what_its_finish_closure_sends_and_before_the_clo
         assert_eq!(client.rest(), "progress\n");
     }
     server.stop();
+}
+
+#[test]
+fn mail_that_was_accepted_before_the_close_is_flushed() {
+    let server = Server::builder()
+        .on_receive(|conn, _| {
+            conn.send("first\n")?;
+            conn.server().send(conn.id(), "by mail\n")?;
+            conn.close();
+            Ok(())
+        })
+        .on_task(|_, ()| Ok(()))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("x");
+    assert_eq!(client.rest(), "first\nby mail\n");
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_mailbox_is_bounded_and_a_task_that_sends_much_goes_before_its_answer() {
+    const PART: usize = 600 * 1024;
+    const ANSWER: usize = 300 * 1024;
+    let (report, refused) = events();
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .on_receive(|conn, _| {
+            conn.task(())?;
+            Ok(())
+        })
+        .on_task(move |cx, ()| {
+            let (server, id) = (cx.server(), cx.connection_id());
+            let mut parts = 0;
+            // The client does not read yet, so its outbox and then its mailbox fill up.
+            let error = loop {
+                match server.send(id, vec![b'p'; PART]) {
+                    Ok(()) => parts += 1,
+                    Err(error) => break error,
+                }
+            };
+            report.send((parts, error))?;
+            Ok(())
+        })
+        .on_finish(|conn, done| {
+            done.into_result()?;
+            conn.send(vec![b'a'; ANSWER])?;
+            conn.close();
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("x\n");
+    let (parts, error) = refused.next();
+    assert_eq!(error, SendError::OutboxFull);
+    let everything = client.rest();
+    assert_eq!(everything.len(), parts * PART + ANSWER);
+    assert!(everything[..parts * PART].bytes().all(|byte| byte == b'p'), "the answer overtook what came before it");
+    assert_eq!(server.handle.stats().finish_errors, 0);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn an_error_from_on_connect_or_on_receive_flushes_and_closes_with_that_reason() {
+    for place in ["connect", "receive"] {
+        let (report, closed) = events();
+        let fail_at = move |here| if here == place { Err(anyhow::anyhow!("no luck at {here}")) } else { Ok(()) };
+        let server = Server::builder()
+            .on_connect(move |conn| {
+                conn.send("sent before\n")?;
+                fail_at("connect")
+            })
+            .on_receive(move |_, _| fail_at("receive"))
+            .on_task(|_, ()| Ok(()))
+            .on_close(move |_, reason| {
+                let error = match reason {
+                    CloseReason::CallbackFailed(error) => error.to_string(),
+                    other => format!("{other:?}"),
+                };
+                Ok(report.send(error)?)
+            })
+            .bind("127.0.0.1:0")
+            .unwrap();
+        let server = run(server);
+        let mut client = server.client();
+        let _ = client.socket.get_mut().write_all(b"x");
+        assert_eq!(client.rest(), "sent before\n");
+        assert_eq!(closed.next(), format!("no luck at {place}"));
+        drop(client);
+        server.stop();
+    }
+}
+
+#[test]
+fn a_task_from_on_close_runs_and_its_outcome_is_orphaned() {
+    let (report, ran) = events();
+    let server = Server::builder()
+        .on_receive(|_, _| Ok(()))
+        .on_task(move |_, text: String| Ok(report.send(text)?))
+        .on_close(|conn, _| {
+            conn.task("a last word".to_owned())?;
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    drop(server.client());
+    assert_eq!(ran.next(), "a last word");
+    let tasks = server.stop().tasks;
+    assert_eq!((tasks.done, tasks.orphaned), (1, 1));
+}
+
+/// Uses the server's handle when it is dropped.
+struct Nosy(backroom::ServerHandle);
+
+impl Nosy {
+    fn look(handle: &backroom::ServerHandle) {
+        for connection in handle.connections() {
+            let _ = handle.send(connection.id, "");
+        }
+        assert!(handle.stats().accepted_connections <= 1);
+    }
+}
+
+impl Drop for Nosy {
+    fn drop(&mut self) {
+        Nosy::look(&self.0);
+    }
+}
+
+#[test]
+fn no_lock_is_held_while_user_code_runs() {
+    let handle: Arc<OnceLock<backroom::ServerHandle>> = Arc::default();
+    let early = Arc::clone(&handle);
+    let server = Server::builder()
+        .session(move |_| Nosy(early.get().unwrap().clone()))
+        .on_start(|handle| {
+            Nosy::look(handle);
+            Ok(())
+        })
+        .on_connect(|conn| {
+            Nosy::look(conn.server());
+            Ok(())
+        })
+        .on_receive(|conn, _| {
+            let payload = Nosy(conn.server().clone());
+            conn.task(payload)?;
+            Ok(())
+        })
+        .on_task(|cx, _payload| {
+            Nosy::look(cx.server());
+            Ok(Nosy(cx.server().clone()))
+        })
+        .on_finish(|conn, _done| {
+            Nosy::look(conn.server());
+            conn.send("finished\n")?;
+            Ok(())
+        })
+        .on_close(|conn, _| {
+            Nosy::look(conn.server());
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server_handle = server.handle();
+    handle.set(server_handle.clone()).unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    assert_eq!(client.ask("x"), "finished");
+    // One whose result comes when the connection is gone, so that it is dropped elsewhere.
+    client.send("y");
+    drop(client);
+    eventually("it is closed", || server_handle.stats().connections == 0);
+    assert_eq!(server.stop().tasks.done, 2);
 }
 
 #[test]

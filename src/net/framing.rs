@@ -7,10 +7,24 @@ use memchr::memmem;
 
 /// How the bytes of a connection are cut into the `data` of `on_receive`.
 ///
-/// A new framing is one more variant of `Kind` and one more arm in `Framer::cut`.
+/// ```
+/// use backroom::{Framing, Server};
+///
+/// # fn main() -> Result<(), backroom::BindError> {
+/// let server = Server::builder::<(), ()>()
+///     .framing(Framing::delimiter("\r\n\r\n"))
+///     .max_frame(8 * 1024)
+///     .on_receive(|conn, head| Ok(conn.send(format!("{} bytes\r\n", head.len()))?))
+///     .on_task(|_cx, ()| Ok(()))
+///     .bind("127.0.0.1:0")?;
+/// # drop(server);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default)]
 pub struct Framing(Kind);
 
+/// A new framing is one more variant here, and one more arm in `Framer::cut`.
 #[derive(Clone, Default)]
 enum Kind {
     #[default]

@@ -75,7 +75,7 @@ impl<T, R> ServerBuilder<T, R> {
 /// The states. They come before the callbacks.
 impl<T, R, S, W> ServerBuilder<T, R, S, W> {
     /// Makes the state of a connection, given the address of its client, on the worker that will own it; so `S`
-    /// need not be `Send`. If it panics, that connection is closed.
+    /// need not be `Send`. If it panics, that connection is closed, without `on_close`.
     pub fn session<S2>(self, make: impl Fn(SocketAddr) -> S2 + Send + Sync + 'static) -> ServerBuilder<T, R, S2, W> {
         ServerBuilder {
             config: self.config,
@@ -127,8 +127,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// Runs once on the thread that called `run`, after everything has ended. An error is logged. Swoole's
-    /// `Shutdown`.
+    /// Runs once on the thread that called `run`, after everything has ended but what the report says still runs. An
+    /// error is logged. Swoole's `Shutdown`.
     pub fn on_shutdown(
         mut self,
         callback: impl FnOnce(&ShutdownReport) -> anyhow::Result<()> + Send + 'static,
@@ -196,8 +196,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         ServerBuilder { on_finish: Some(Box::new(callback)), ..self.settled() }
     }
 
-    /// Runs once when a connection has closed, whatever closed it; nothing can be sent any more. An error is
-    /// logged. Swoole's `Close`.
+    /// Runs once when a connection has closed, whatever closed it (but not where `session` panicked: then there is no
+    /// `Connection`); nothing can be sent any more. An error is logged. Swoole's `Close`.
     pub fn on_close<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
     where
         F: Fn(&mut Connection<T, R, S>, &CloseReason) -> anyhow::Result<()> + Send + Sync + 'static,

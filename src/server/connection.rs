@@ -15,7 +15,7 @@ use crate::task::{Finished, Submitter, TaskId, WhenFull};
 /// room on the other. `T` is what its tasks are given, `R` what they return.
 ///
 /// It belongs to the connection's worker thread and is lent to one callback at a time.
-pub struct Connection<T, R, S> {
+pub struct Connection<T, R, S = ()> {
     pub(super) session: S,
     pub(super) link: Link<T, R, S>,
 }
@@ -38,7 +38,8 @@ impl<T, R, S> Connection<T, R, S> {
     }
 }
 
-/// The rest, as [`Link`] has it. Not by `Deref`, under which `conn.send(format!("{}", conn.id()))` would not compile.
+// Not by `Deref`, under which `conn.send(format!("{}", conn.id()))` would not compile.
+/// The rest, as its [`Link`] has it.
 impl<T, R, S> Connection<T, R, S> {
     /// The id of this connection.
     pub fn id(&self) -> ConnectionId {
@@ -65,12 +66,39 @@ impl<T, R, S> Connection<T, R, S> {
         self.link.tasks_in_flight()
     }
 
-    /// Hands a task to the task workers; see [`Link::task`].
+    /// Hands a task to the task workers and returns its id at once. Its outcome comes to `on_finish`, on this
+    /// worker. Swoole's `$serv->task($data)`.
+    ///
+    /// Never blocks. At `queue_capacity` it does what
+    /// [`when_queue_full`](crate::ServerBuilder::when_queue_full) says; it refuses when the server shuts down,
+    /// and far beyond `max_tasks_in_flight`. In `on_close` a task is still accepted, and its outcome counted
+    /// as orphaned.
     pub fn task(&mut self, data: T) -> Result<TaskId, TaskError> {
         self.link.task(data)
     }
 
-    /// Hands over a task with a finish closure of its own; see [`Link::task_then`].
+    /// A [`task`](Self::task) with a finish closure of its own, which runs instead of `on_finish`, on this
+    /// worker; so it need not be `Send`. The third parameter of Swoole's `task`.
+    ///
+    /// It is dropped unrun if the connection closes first.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), backroom::BindError> {
+    /// let server = backroom::Server::builder()
+    ///     .on_task(|_cx, number: u64| Ok(number * number))
+    ///     .on_receive(|conn, data| {
+    ///         let asked = String::from_utf8_lossy(data).into_owned();
+    ///         let number = asked.trim().parse()?;
+    ///         conn.task_then(number, move |conn, done| {
+    ///             Ok(conn.send(format!("{asked} squared is {}\n", done.into_result()?))?)
+    ///         })?;
+    ///         Ok(())
+    ///     })
+    ///     .bind("127.0.0.1:0")?;
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn task_then<F>(&mut self, data: T, finish: F) -> Result<TaskId, TaskError>
     where
         F: FnOnce(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + 'static,
@@ -78,17 +106,40 @@ impl<T, R, S> Connection<T, R, S> {
         self.link.task_then(data, finish)
     }
 
-    /// Hands over a task unless the queue is full; see [`Link::try_task`].
+    /// A [`task`](Self::task) that is refused at `queue_capacity` and at `max_tasks_in_flight`, and whose
+    /// error hands the payload back.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), backroom::BindError> {
+    /// let server = backroom::Server::builder()
+    ///     .on_receive(|conn, data| {
+    ///         if let Err(refused) = conn.try_task(data.to_vec()) {
+    ///             let reason = refused.reason();
+    ///             let bytes = refused.into_payload().len();
+    ///             conn.send(format!("{reason}; your {bytes} bytes were not taken\n"))?;
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .on_task(|_cx, data| Ok(data.len()))
+    ///     .bind("127.0.0.1:0")?;
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn try_task(&mut self, data: T) -> Result<TaskId, TryTaskError<T>> {
         self.link.try_task(data)
     }
 
-    /// Sends bytes to the client; see [`Link::send`].
+    /// Sends `bytes` to the client; they are taken all or not at all. Never blocks: they are written when the
+    /// callback has returned, with what else was sent in the same batch, or before that once 64 KiB have gathered.
+    /// An error where the connection is closed or closing, where `max_outbox` bytes already wait that the client does
+    /// not take, and where these are more than that.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
         self.link.send(bytes)
     }
 
-    /// Closes this connection once what was sent is flushed; see [`Link::close`].
+    /// Closes this connection once what was sent is flushed, without waiting for its tasks. No callback but
+    /// `on_close` follows the current one.
     pub fn close(&mut self) {
         self.link.close();
     }
@@ -96,7 +147,7 @@ impl<T, R, S> Connection<T, R, S> {
 
 /// A connection without its session: the client's socket on one side, the back room on the other. From
 /// [`Connection::parts`].
-pub struct Link<T, R, S> {
+pub struct Link<T, R, S = ()> {
     pub(super) id: ConnectionId,
     pub(super) stream: Stream,
     pub(super) outbox: Outbox,
@@ -155,21 +206,12 @@ impl<T, R, S> Link<T, R, S> {
         self.submitter.in_flight()
     }
 
-    /// Hands a task to the task workers and returns its id at once. Its outcome comes to `on_finish`, on this
-    /// worker. Swoole's `$serv->task($data)`.
-    ///
-    /// Never blocks. At `queue_capacity` it does what
-    /// [`when_queue_full`](crate::ServerBuilder::when_queue_full) says; it refuses when the server shuts down,
-    /// and far beyond `max_tasks_in_flight`. In `on_close` a task is still accepted, and its outcome counted
-    /// as orphaned.
+    /// Hands a task to the task workers; see [`Connection::task`].
     pub fn task(&mut self, data: T) -> Result<TaskId, TaskError> {
         self.submit(data, None, self.when_full).map_err(|(reason, _)| reason)
     }
 
-    /// A [`task`](Self::task) with a finish closure of its own, which runs instead of `on_finish`, on this
-    /// worker; so it need not be `Send`. The third parameter of Swoole's `task`.
-    ///
-    /// It is dropped unrun if the connection closes first.
+    /// Hands over a task with a finish closure of its own; see [`Connection::task_then`].
     pub fn task_then<F>(&mut self, data: T, finish: F) -> Result<TaskId, TaskError>
     where
         F: FnOnce(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + 'static,
@@ -178,8 +220,7 @@ impl<T, R, S> Link<T, R, S> {
         self.submit(data, Some(finish), self.when_full).map_err(|(reason, _)| reason)
     }
 
-    /// A [`task`](Self::task) that is refused at `queue_capacity` and at `max_tasks_in_flight`, and whose
-    /// error hands the payload back.
+    /// Hands over a task unless the queue is full; see [`Connection::try_task`].
     pub fn try_task(&mut self, data: T) -> Result<TaskId, TryTaskError<T>> {
         self.submit(data, None, WhenFull::RefuseAtCap).map_err(|(reason, payload)| TryTaskError { reason, payload })
     }
@@ -197,8 +238,7 @@ impl<T, R, S> Link<T, R, S> {
         self.submitter.submit(data, finish, when_full, now)
     }
 
-    /// Sends `bytes` to the client; they are taken all or not at all. Never blocks: they are written when the
-    /// callback has returned, with what else was sent in the same batch.
+    /// Sends bytes to the client; see [`Connection::send`].
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
         let bytes = bytes.as_ref();
         if !matches!(self.state, LinkState::Open) {
@@ -217,8 +257,7 @@ impl<T, R, S> Link<T, R, S> {
         Ok(())
     }
 
-    /// Closes this connection once what was sent is flushed, without waiting for its tasks. No callback but
-    /// `on_close` follows the current one.
+    /// Closes this connection once what was sent is flushed; see [`Connection::close`].
     pub fn close(&mut self) {
         if matches!(self.state, LinkState::Open) {
             self.state = LinkState::Closing;
@@ -246,6 +285,26 @@ impl<T, R, S> fmt::Debug for Link<T, R, S> {
 }
 
 /// Why a connection closed: what `on_close` is told.
+///
+/// ```
+/// use backroom::CloseReason;
+///
+/// # fn main() -> Result<(), backroom::BindError> {
+/// let server = backroom::Server::builder::<(), ()>()
+///     .on_receive(|_conn, _data| Ok(()))
+///     .on_task(|_cx, ()| Ok(()))
+///     .on_close(|conn, reason| {
+///         match reason {
+///             CloseReason::Client | CloseReason::Shutdown => {}
+///             other => eprintln!("connection {} of {}: {other}", conn.id(), conn.peer_addr()),
+///         }
+///         Ok(())
+///     })
+///     .bind("127.0.0.1:0")?;
+/// # drop(server);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {

@@ -11,7 +11,7 @@ use super::lifecycle::{Lifecycle, ShutdownReport};
 use super::registry::{ConnectionId, ConnectionInfo, Registry};
 use crate::error::{SendError, WaitError};
 use crate::logging::LogLimit;
-use crate::panic::fence;
+use crate::panic::catch;
 use crate::stats::{Books, Stats};
 use crate::task::{TaskInfo, Wake};
 
@@ -50,9 +50,9 @@ impl Core {
     }
 
     /// Runs a callback of this server on a thread that is not its own.
-    pub(super) fn fence_callback<X>(&self, callback: impl FnOnce() -> X) -> Result<X, String> {
+    pub(super) fn catch_callback<X>(&self, callback: impl FnOnce() -> X) -> Result<X, String> {
         let before = CALLBACKS_OF.replace(self.number);
-        let returned = fence(callback);
+        let returned = catch(callback);
         CALLBACKS_OF.set(before);
         returned
     }
@@ -74,6 +74,27 @@ impl Wake for Core {
 /// A handle to a server, for any thread: clone it, keep it, send it.
 ///
 /// It does not keep the server alive; calls on one that has ended find nothing.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let server = backroom::Server::builder::<(), ()>()
+///     .on_receive(|_conn, _data| Ok(()))
+///     .on_task(|_cx, ()| Ok(()))
+///     .bind("127.0.0.1:0")?;
+/// let handle = server.handle();
+/// let running = std::thread::spawn(|| server.run());
+///
+/// for connection in handle.connections() {
+///     handle.send(connection.id, "the server closes in a minute\n")?;
+/// }
+/// handle.shutdown(Duration::from_secs(60));
+/// assert_eq!(handle.wait()?.tasks.abandoned, 0);
+/// # running.join().unwrap()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct ServerHandle {
     pub(super) core: Arc<Core>,
@@ -83,8 +104,10 @@ impl ServerHandle {
     /// Begins to shut the server down, and returns at once: accept no more, read no more, finish the tasks in
     /// flight, deliver their outcomes, flush, close. What is unfinished `deadline` from now is abandoned.
     ///
-    /// May be called anywhere, callbacks included, and again: the earliest deadline holds. From here on
-    /// `task` refuses with [`TaskError::ShuttingDown`](crate::TaskError::ShuttingDown).
+    /// May be called anywhere, callbacks included, and again: the earliest deadline holds. As soon as a connection's
+    /// worker knows of it, which is before its next outcome or batch of frames, `task` refuses there with
+    /// [`TaskError::ShuttingDown`](crate::TaskError::ShuttingDown). A client that was active within the last second
+    /// has up to a second to close its side.
     pub fn shutdown(&self, deadline: Duration) {
         self.core.lifecycle.begin_shutdown(deadline);
     }
@@ -101,20 +124,21 @@ impl ServerHandle {
 
     /// What the server has done and is doing. Takes time in proportion to the open connections.
     pub fn stats(&self) -> Stats {
-        let (tasks, finish_errors, state_failures) = self.core.books.read();
+        let totals = self.core.books.read();
         let registry = &self.core.registry;
         Stats {
             connections: registry.taken(),
             accepted_connections: registry.accepted(),
             refused_connections: registry.refused(),
-            finish_errors,
-            state_failures,
-            tasks,
+            finish_errors: totals.finish_errors,
+            state_failures: totals.state_failures,
+            tasks: totals.task_stats(),
         }
     }
 
     /// Sends `bytes` to a connection; they are taken all or not at all. Never blocks. What one thread sends
-    /// arrives in that order.
+    /// arrives in that order. An error where the connection is closed, where `max_outbox` bytes sent this way already
+    /// wait, and where these are more than that.
     pub fn send(&self, connection: ConnectionId, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
         match self.core.registry.mailbox(connection) {
             Some(mailbox) => mailbox.send(bytes.as_ref()),
@@ -133,7 +157,7 @@ impl ServerHandle {
         self.core.local_addr
     }
 
-    /// The connections that are open, in no order.
+    /// The connections that are open or closing, in no order.
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         self.core.registry.connections()
     }

@@ -6,6 +6,7 @@ mod builder;
 mod connection;
 mod handle;
 mod lifecycle;
+mod mailbox;
 mod registry;
 mod service;
 mod settings;
@@ -32,7 +33,7 @@ pub use registry::{ConnectionId, ConnectionInfo};
 use crate::error::{RunError, WaitError};
 use crate::logging::foreign;
 use crate::net::{Listener, Sleeper, Waker};
-use crate::panic::fence;
+use crate::panic::catch;
 use crate::task::{TaskPool, Wake};
 
 /// After the deadline, how long the abandoned outcomes may take to be delivered.
@@ -89,7 +90,6 @@ impl Wake for Waker {
     }
 }
 
-/// Where a builder begins.
 impl Server {
     /// A server to be put together.
     pub fn builder<T, R>() -> ServerBuilder<T, R> {
@@ -126,14 +126,14 @@ impl Server {
         self.handle().local_addr()
     }
 
-    /// Serves until [`ServerHandle::shutdown`] is called and its work is done; blocks for all that time, and
-    /// returns some 250 ms after the shutdown's deadline at the latest.
+    /// Serves until [`ServerHandle::shutdown`] is called and its work is done; blocks for all that time. What is not
+    /// done at the shutdown's deadline has some 250 ms more to be delivered as abandoned; then `on_shutdown` runs.
     pub fn run(self) -> Result<ShutdownReport, RunError> {
         let handle = self.handle();
         // `_ending` comes first, so that it is dropped last.
         let Server { ending: _ending, core, acceptor, acceptor_waker, back_room, on_start, on_shutdown } = self;
         if let Some(on_start) = on_start {
-            core.fence_callback(|| on_start(&handle))
+            core.catch_callback(|| on_start(&handle))
                 .unwrap_or_else(|message| Err(anyhow::anyhow!("it panicked: {message}")))
                 .map_err(RunError::OnStart)?;
         }
@@ -152,7 +152,7 @@ impl Server {
         drop(back_room);
 
         if let Some(on_shutdown) = on_shutdown {
-            match core.fence_callback(|| on_shutdown(&report)) {
+            match core.catch_callback(|| on_shutdown(&report)) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => log::error!("on_shutdown failed: {}", foreign(format_args!("{error:#}"))),
                 Err(message) => log::error!("on_shutdown panicked: {}", foreign(message)),
@@ -171,7 +171,7 @@ impl fmt::Debug for Server {
 
 /// What could panic in it is a logger; it goes on all the same.
 fn run_acceptor(mut acceptor: Acceptor) {
-    while fence(|| acceptor.run()).is_err() {}
+    while catch(|| acceptor.run()).is_err() {}
 }
 
 /// Waits for the connections to finish and close, then for the tasks that nobody waits for any more; at the
@@ -194,7 +194,7 @@ fn drain(core: &Core, back_room: &dyn BackRoom) -> ShutdownReport {
         core.lifecycle.wait_at_most(GRACE, || workers() == 0 && task_workers() == 0);
     }
 
-    let (tasks, ..) = core.books.read();
+    let tasks = core.books.read().task_stats();
     let report = ShutdownReport { tasks, task_workers_running: task_workers(), workers_running: workers() };
     log::info!(
         "shut down: {} tasks accepted, {} abandoned; {} task workers and {} workers still run",

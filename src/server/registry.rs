@@ -1,14 +1,14 @@
-//! Which connections there are, and the mailbox through which the rest of the program reaches each.
+//! Which connections there are, how many there may be, and where each has its mailbox.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::error::SendError;
+use super::mailbox::Mailbox;
 use crate::net::Waker;
 
 /// The name of a connection. Never used twice in the life of a process, so that what comes late for one
@@ -153,90 +153,5 @@ impl std::ops::Deref for Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.registry.mailboxes.lock().remove(&self.mailbox.info.id);
-    }
-}
-
-/// What other threads have for one connection. Its worker, which alone touches the socket, takes it out.
-pub(super) struct Mailbox {
-    info: ConnectionInfo,
-    waker: Arc<Waker>,
-    max_bytes: usize,
-    mail: Mutex<Mail>,
-    /// Something is in `mail`; spares the worker the lock.
-    any: AtomicBool,
-}
-
-#[derive(Default)]
-pub(super) struct Mail {
-    pub(super) bytes: Vec<u8>,
-    /// Close the connection once the bytes are flushed.
-    pub(super) close: bool,
-    /// The worker takes no more.
-    sealed: bool,
-}
-
-impl Mailbox {
-    pub(super) fn new(info: ConnectionInfo, waker: Arc<Waker>, max_bytes: usize) -> Mailbox {
-        Mailbox { info, waker, max_bytes, mail: Mutex::new(Mail::default()), any: AtomicBool::new(false) }
-    }
-
-    /// Takes all of `bytes` for the worker to send, or none.
-    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), SendError> {
-        {
-            let mut mail = self.mail.lock();
-            if mail.close || mail.sealed {
-                return Err(SendError::Closed);
-            }
-            if bytes.len() > self.max_bytes {
-                return Err(SendError::TooLong);
-            }
-            if bytes.len() > self.max_bytes - mail.bytes.len() {
-                return Err(SendError::OutboxFull);
-            }
-            mail.bytes.extend_from_slice(bytes);
-            self.any.store(true, Ordering::Relaxed);
-        }
-        self.waker.wake();
-        Ok(())
-    }
-
-    /// Asks the worker to flush and close; `false` if it does so already.
-    pub(super) fn close(&self) -> bool {
-        {
-            let mut mail = self.mail.lock();
-            if mail.close || mail.sealed {
-                return false;
-            }
-            mail.close = true;
-            self.any.store(true, Ordering::Relaxed);
-        }
-        self.waker.wake();
-        true
-    }
-
-    /// Whether there is mail of at most so many bytes.
-    pub(super) fn has_mail(&self, room: usize) -> bool {
-        self.any.load(Ordering::Relaxed) && self.mail.lock().bytes.len() <= room
-    }
-
-    /// Takes the mail, if there is any and its bytes fit.
-    pub(super) fn take(&self, room: usize) -> Option<Mail> {
-        if !self.any.load(Ordering::Relaxed) {
-            return None;
-        }
-        let mut mail = self.mail.lock();
-        if mail.bytes.len() > room {
-            return None;
-        }
-        self.any.store(false, Ordering::Relaxed);
-        let taken = Mail { bytes: std::mem::take(&mut mail.bytes), close: mail.close, sealed: false };
-        Some(taken)
-    }
-
-    /// From here on, whoever sends is told that the connection is closed. Returns what was accepted before.
-    pub(super) fn seal(&self) -> Vec<u8> {
-        let mut mail = self.mail.lock();
-        mail.sealed = true;
-        std::mem::take(&mut mail.bytes)
     }
 }

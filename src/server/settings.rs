@@ -49,7 +49,10 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// least 1; default: what the process's own limits allow, min((file limit − 64) / 2, memory maps / 8,
     /// 10,000), which `bind` logs. Swoole's `max_connection`, which refuses instead.
     ///
-    /// Each connection takes one thread and two file descriptors.
+    /// Each connection takes one thread, two file descriptors and some four memory maps. Near the limit of maps
+    /// (`vm.max_map_count`) a thread that starts can abort the whole process: stay well below it. A connection
+    /// that closes keeps its place until its client, if it was active within the last second, has closed too,
+    /// which is waited for for a second at most.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.config.max_connections = Some(connections);
         self
@@ -76,7 +79,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// The longest frame, in bytes without its delimiter; a longer one closes its connection with
-    /// [`CloseReason::FrameTooLong`](crate::CloseReason::FrameTooLong). At least 1; default 256 KiB. Swoole's
+    /// [`CloseReason::FrameTooLong`](crate::CloseReason::FrameTooLong). Raw chunks are cut to it. At least 1; default 256 KiB. Swoole's
     /// `package_max_length`, there 2 MiB.
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.config.max_frame = bytes;

@@ -12,12 +12,13 @@ use std::time::Duration;
 use super::connection::{CloseReason, Connection, Link, LinkState};
 use super::handle::{Core, ServerHandle};
 use super::lifecycle::Phase;
-use super::registry::{ConnectionId, ConnectionInfo, Mailbox, Place, Registered};
+use super::mailbox::Mailbox;
+use super::registry::{ConnectionId, ConnectionInfo, Place, Registered};
 use super::service::Service;
 use crate::config::{Config, WhenQueueFull};
 use crate::logging::foreign;
 use crate::net::{FrameTooLong, Input, Outbox, Sleeper, Stream};
-use crate::panic::fence;
+use crate::panic::catch;
 use crate::task::{Wake, WhenFull};
 
 /// At most so many outcomes are delivered, and frames received, before the other has its turn.
@@ -56,7 +57,7 @@ where
     let mailbox = core.registry.register(Mailbox::new(info, Arc::clone(sleeper.waker()), config.max_outbox));
     log::debug!("connection {id}: open, from {peer_addr}");
 
-    let session = match fence(|| (service.session)(peer_addr)) {
+    let session = match catch(|| (service.session)(peer_addr)) {
         Ok(session) => session,
         Err(message) => return core.log_callback(id, &format!("session panicked: {}", foreign(message))),
     };
@@ -87,9 +88,9 @@ where
         turns_awake: 0,
         phase: Phase::Serving,
     };
-    let reason = fence(|| worker.work()).unwrap_or_else(CloseReason::Panicked);
+    let reason = catch(|| worker.work()).unwrap_or_else(CloseReason::Panicked);
     worker.close(reason);
-    if let Err(message) = fence(|| drop(worker)) {
+    if let Err(message) = catch(|| drop(worker)) {
         core.log_callback(id, &format!("its session panicked when dropped: {}", foreign(message)));
     }
 }
@@ -151,12 +152,16 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// Runs the finish closures of the outcomes that are here.
     fn deliver_outcomes(&mut self) -> Result<(), CloseReason> {
         for _ in 0..BATCH {
+            if !self.conn.link.submitter.has_outcome() {
+                break;
+            }
+            // What the task sent to the client goes before what its finish closure sends. Where not all of it fits,
+            // the outbox is full, and the outcome waits.
+            self.take_mail()?;
             if !self.may_deliver() {
                 break;
             }
             let Some((finished, finish)) = self.conn.link.submitter.next_outcome() else { break };
-            // What the task sent to the client goes before what its finish closure sends.
-            self.take_mail()?;
             let returned = match (finish, &self.service.callbacks.on_finish) {
                 (Some(finish), _) => (finish.0)(&mut self.conn, finished),
                 (None, Some(on_finish)) => on_finish(&mut self.conn, finished),
@@ -171,14 +176,14 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         Ok(())
     }
 
-    /// Moves what others sent to this connection into its outbox, once there is room.
+    /// Moves what others sent to this connection into its outbox, as far as there is room.
     fn take_mail(&mut self) -> Result<(), CloseReason> {
         let room = self.room_in_outbox();
         let Some(mail) = self.mailbox.take(room) else { return Ok(()) };
         // Fits, since it was taken for this room.
         let _ = self.conn.link.outbox.push(&mail.bytes);
         self.released = false;
-        if mail.close { Err(CloseReason::Server) } else { Ok(()) }
+        if mail.close_after { Err(CloseReason::Server) } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), CloseReason> {

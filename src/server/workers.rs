@@ -12,7 +12,7 @@ use super::handle::Core;
 use super::service::Service;
 use super::worker::{Accepted, serve};
 use crate::logging::foreign;
-use crate::panic::fence as fence_panic;
+use crate::panic::catch;
 use crate::task::Wake;
 
 /// How many threads without a connection are kept, and how long.
@@ -69,7 +69,7 @@ impl<T: Send + 'static, R: Send + 'static, S> WorkerThread<T, R, S> {
         let mut next = Some(first);
         while let Some(accepted) = next {
             // User code has fences of its own; this one is for what we did not think of.
-            if let Err(message) = fence_panic(|| serve(&self.service, accepted)) {
+            if let Err(message) = catch(|| serve(&self.service, accepted)) {
                 log::error!("a worker panicked outside its callbacks: {}", foreign(message));
             }
             next = self.wait_for_next();

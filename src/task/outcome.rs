@@ -22,7 +22,7 @@ impl TaskId {
         self.submitter
     }
 
-    /// The how-manieth accepted task of its submitter this is, from 1.
+    /// Its place among the accepted tasks of its submitter, from 1.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }

@@ -15,7 +15,7 @@ use super::queue::Queue;
 use super::reply::{Run, Ticket};
 use super::submitter::Submitter;
 use crate::logging::{LogLimit, foreign};
-use crate::panic::fence as fence_panic;
+use crate::panic::catch;
 use crate::stats::{Books, OpenLedger};
 
 /// A worker state that cannot be made again after a panic is tried again after this, then twice this, …
@@ -175,7 +175,7 @@ fn end<T, R>(queue: &Queue<T, R>, crew: &Crew<R>) {
 
 fn start_threads(config: &PoolConfig) -> Result<ThreadPool, StartError> {
     // `threadpool` panics where a thread cannot start.
-    fence_panic(|| {
+    catch(|| {
         threadpool::Builder::new()
             .num_threads(config.task_worker_num)
             .thread_name("backroom-task-worker".to_owned())
@@ -226,8 +226,8 @@ where
             let info = TaskInfo { id, worker_index: self.index, origin: self.origin.clone() };
             let mut context = TaskContext { worker, info };
             // The second fence: what could panic beside `on_task` is what users' types do when dropped.
-            let left = fence_panic(|| self.work(&mut context)).unwrap_or(Left::TaskPanicked);
-            if let Err(message) = fence_panic(|| drop(context)) {
+            let left = catch(|| self.work(&mut context)).unwrap_or(Left::TaskPanicked);
+            if let Err(message) = catch(|| drop(context)) {
                 log::warn!("task worker {}: its state panicked when dropped: {}", self.index, foreign(message));
             }
             state = match left {
@@ -254,7 +254,7 @@ where
             }
             self.ledger.running.set(1);
 
-            let returned = fence_panic(|| (self.on_task)(context, task.payload));
+            let returned = catch(|| (self.on_task)(context, task.payload));
 
             let ended = Instant::now();
             self.ledger.running.set(0);
@@ -293,8 +293,7 @@ where
     }
 
     fn make(&self) -> anyhow::Result<W> {
-        fence_panic(|| (self.make_state)(self.index))
-            .unwrap_or_else(|message| Err(anyhow::anyhow!("it panicked: {message}")))
+        catch(|| (self.make_state)(self.index)).unwrap_or_else(|message| Err(anyhow::anyhow!("it panicked: {message}")))
     }
 
     /// Makes a fresh state after a panic, for as long as it takes; the others serve meanwhile.
@@ -302,7 +301,7 @@ where
         let mut retry = FIRST_RETRY;
         loop {
             // Fenced, since an error's text is users' code too, and so is the logger.
-            if let Ok(Some(state)) = fence_panic(|| self.try_again(retry)) {
+            if let Ok(Some(state)) = catch(|| self.try_again(retry)) {
                 return Some(state);
             }
             if self.is_needless_within(retry) {
@@ -329,7 +328,7 @@ where
         let crew = &self.crew;
         let needless = || {
             let ending = crew.told_to_end.load(Ordering::Relaxed);
-            crew.expired() || ending && self.books.read().0.pending == 0
+            crew.expired() || ending && self.books.read().task_stats().pending == 0
         };
         let mut loops = crew.loops.lock();
         let _ = crew.changed.wait_while_for(&mut loops, |_| !needless(), time);

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::Wake;
 use super::reply::Ticket;
-use crate::panic::fence as fence_panic;
+use crate::panic::catch;
 use crate::stats::Ledger;
 
 /// One piece of slow work, and the right to say how it ended.
@@ -130,7 +130,7 @@ impl<T, R> Queue<T, R> {
                 Entry::Task(Task { payload, ticket }) => {
                     ticket.abandon(None, ledger);
                     // The payload's own drop may panic; the rest must be given up all the same.
-                    let _ = fence_panic(|| drop(payload));
+                    let _ = catch(|| drop(payload));
                 }
                 Entry::Stop => stops += 1,
             }

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Wake;
 use super::outcome::{Finished, Outcome, TaskId};
-use crate::panic::fence as fence_panic;
+use crate::panic::catch;
 use crate::stats::Ledger;
 
 /// Where the outcomes of one submitter's tasks go: its reply channel, and how to rouse it.
@@ -58,7 +58,7 @@ impl<R> ReplyAddress<R> {
         while let Ok(finished) = self.receiver.try_recv() {
             ledger.orphaned.add(1);
             // The result's own drop may panic; the rest must be counted all the same.
-            let _ = fence_panic(|| drop(finished));
+            let _ = catch(|| drop(finished));
         }
     }
 }

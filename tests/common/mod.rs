@@ -152,14 +152,23 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "never came true: {what}");
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
 const CHILD: &str = "BACKROOM_TEST_CHILD";
 
-/// Runs the named test of this binary again in a process of its own, as its child part; `None` in that child.
-pub fn in_child(test: &str) -> Option<Child> {
+/// Runs the calling test again in a process of its own, as its child part; `None` in that child.
+#[macro_export]
+macro_rules! in_child {
+    () => {{
+        fn here() {}
+        let test = std::any::type_name_of_val(&here).rsplit("::").nth(1).unwrap();
+        $crate::common::run_again(test)
+    }};
+}
+
+pub fn run_again(test: &str) -> Option<Child> {
     if std::env::var_os(CHILD).is_some() {
         return None;
     }
@@ -174,6 +183,7 @@ pub fn succeeds(child: Child) -> (String, String) {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{:?}\n{stdout}\n{stderr}", output.status);
+    assert!(stdout.contains("1 passed"), "no test ran:\n{stdout}");
     (stdout, stderr)
 }
 

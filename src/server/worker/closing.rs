@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Worker, is_transient, write_time_left};
 use crate::logging::foreign;
-use crate::panic::fence;
+use crate::panic::catch;
 use crate::server::connection::{CloseReason, Link, LinkState};
 use crate::server::lifecycle::Phase;
 
@@ -16,13 +16,8 @@ const LINGER: Duration = Duration::from_secs(1);
 impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// The end: flush if the client is there, `on_close`, and let the client notice.
     pub(super) fn close(&mut self, reason: CloseReason) {
-        let id = self.conn.id();
-        match &reason {
-            CloseReason::Panicked(_) | CloseReason::CallbackFailed(_) => {
-                self.core.log_callback(id, &foreign(&reason));
-            }
-            _ => log::debug!("connection {id}: {}", foreign(&reason)),
-        }
+        // Fenced, since the text of an error is users' code too.
+        let _ = catch(|| self.log_reason(&reason));
         let mail = self.mailbox.seal();
         let flushed = reason.is_orderly() && self.flush_out() && {
             // Fits, since the outbox is empty, and a mailbox is no larger.
@@ -30,15 +25,28 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             self.flush_out()
         };
         self.conn.link.state = LinkState::Closed;
-        if let Some(on_close) = &self.service.callbacks.on_close {
-            match fence(|| on_close(&mut self.conn, &reason)) {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => self.log_callback_error("on_close", &error),
-                Err(message) => self.core.log_callback(id, &format!("on_close panicked: {}", foreign(message))),
-            }
+        if let Err(message) = catch(|| self.run_on_close(&reason)) {
+            self.core.log_callback(self.conn.id(), &format!("on_close panicked: {}", foreign(message)));
         }
-        if flushed && !matches!(reason, CloseReason::Client) {
+        let may_be_sending = flushed && !matches!(reason, CloseReason::Client);
+        let _ = catch(|| drop(reason));
+        if may_be_sending {
             self.linger();
+        }
+    }
+
+    fn run_on_close(&mut self, reason: &CloseReason) {
+        let Some(on_close) = &self.service.callbacks.on_close else { return };
+        if let Err(error) = on_close(&mut self.conn, reason) {
+            self.log_callback_error("on_close", &error);
+        }
+    }
+
+    fn log_reason(&self, reason: &CloseReason) {
+        let id = self.conn.id();
+        match reason {
+            CloseReason::Panicked(_) | CloseReason::CallbackFailed(_) => self.core.log_callback(id, &foreign(reason)),
+            _ => log::debug!("connection {id}: {}", foreign(reason)),
         }
     }
 
