@@ -45,15 +45,33 @@ struct RawPair {
 }
 
 impl RawPair {
-    fn start(threads: usize) -> RawPair {
+    /// `yields`: how often a thread with nothing to do lets others run before it blocks, beside the few times that the
+    /// channel itself does. We yield, so the pair is shown with it as well.
+    fn start(threads: usize, yields: usize) -> RawPair {
         let (there, tasks) = unbounded();
         let (results, back) = unbounded();
         for _ in 0..threads {
             let (tasks, results) = (tasks.clone(), results.clone());
-            std::thread::spawn(move || tasks.iter().try_for_each(|number| results.send(task(number))));
+            std::thread::spawn(move || {
+                while let Some(number) = next(&tasks, yields) {
+                    if results.send(task(number)).is_err() {
+                        break;
+                    }
+                }
+            });
         }
         RawPair { there, back }
     }
+}
+
+fn next(tasks: &Receiver<u64>, yields: usize) -> Option<u64> {
+    for _ in 0..yields {
+        if let Ok(number) = tasks.try_recv() {
+            return Some(number);
+        }
+        std::thread::yield_now();
+    }
+    tasks.recv().ok()
 }
 
 impl Rival for RawPair {
@@ -66,24 +84,33 @@ impl Rival for RawPair {
     }
 }
 
-/// A pool that runs closures, whose results come back on a crossbeam channel.
+/// What a pool runs: a task that sends its result back on a crossbeam channel.
+struct Job {
+    number: u64,
+    results: Sender<u64>,
+}
+
+impl Job {
+    fn run(self) {
+        // Nobody waits for it at the end of a benchmark.
+        let _ = self.results.send(task(self.number));
+    }
+}
+
 struct Closures<E> {
     execute: E,
     results: Sender<u64>,
     back: Receiver<u64>,
 }
 
-fn closures<E: FnMut(Box<dyn FnOnce() + Send>) + 'static>(execute: E) -> Box<dyn Rival> {
+fn closures<E: FnMut(Job) + 'static>(execute: E) -> Box<dyn Rival> {
     let (results, back) = unbounded();
     Box::new(Closures { execute, results, back })
 }
 
-impl<E: FnMut(Box<dyn FnOnce() + Send>)> Rival for Closures<E> {
+impl<E: FnMut(Job)> Rival for Closures<E> {
     fn submit(&mut self, number: u64) {
-        let results = self.results.clone();
-        (self.execute)(Box::new(move || {
-            let _ = results.send(task(number));
-        }));
+        (self.execute)(Job { number, results: self.results.clone() });
     }
 
     fn wait(&mut self) -> u64 {
@@ -103,10 +130,11 @@ fn rivals(threads: usize) -> Vec<(&'static str, Box<dyn Rival>)> {
         .expect("tokio");
     vec![
         ("backroom", Box::new(Backroom { caller: pool.caller(), _pool: pool })),
-        ("raw crossbeam pair", Box::new(RawPair::start(threads))),
-        ("threadpool", closures(move |job| threadpool.execute(job))),
-        ("rayon spawn", closures(move |job| rayon.spawn(job))),
-        ("tokio spawn_blocking", closures(move |job| drop(tokio.spawn_blocking(job)))),
+        ("raw crossbeam pair", Box::new(RawPair::start(threads, 0))),
+        ("raw pair, yielding", Box::new(RawPair::start(threads, 128))),
+        ("threadpool", closures(move |job| threadpool.execute(|| job.run()))),
+        ("rayon spawn", closures(move |job| rayon.spawn(|| job.run()))),
+        ("tokio spawn_blocking", closures(move |job| drop(tokio.spawn_blocking(|| job.run())))),
     ]
 }
 

@@ -160,6 +160,11 @@ mod server;
 mod stats;
 mod task;
 
+/// The README's program is compiled, so that it stays true.
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
+
 pub use config::WhenQueueFull;
 pub use error::{BindError, RunError, SendError, TaskError, TaskFailure, TryTaskError, WaitError};
 pub use net::Framing;

@@ -51,17 +51,22 @@ pub(crate) fn run(addr: SocketAddr, shape: Shape, time: Duration) -> anyhow::Res
         client.flush()?;
     }
     let mut events = Vec::with_capacity(shape.connections);
-    while start.elapsed() < time {
+    let mut go_on = true;
+    while go_on || clients.iter().any(|client| client.in_flight > 0) {
         let timeout = Timespec::try_from(STALLED)?;
         epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout))?;
         ensure!(!events.is_empty(), "the server has answered nothing for {STALLED:?}");
         for event in events.drain(..) {
             let client = &mut clients[event.data.u64() as usize];
-            client.take_answers(&mut answers)?;
+            client.take_answers(go_on.then_some(&mut answers))?;
             client.flush()?;
         }
+        if go_on && start.elapsed() >= time {
+            // Nothing new is asked from here on; what is in flight must still be answered, but no longer counts.
+            answers.time = start.elapsed();
+            go_on = false;
+        }
     }
-    answers.time = start.elapsed();
     Ok(answers)
 }
 
@@ -70,6 +75,7 @@ pub(crate) fn idle_connections(addr: SocketAddr, count: usize) -> anyhow::Result
     let mut idle = Vec::with_capacity(count);
     for _ in 0..count {
         let mut socket = TcpStream::connect(addr)?;
+        socket.set_read_timeout(Some(STALLED))?;
         socket.write_all(b"hello\n")?;
         let mut answer = [0; 12];
         socket.read_exact(&mut answer)?;
@@ -86,10 +92,11 @@ struct Client {
     input: Lines,
     output: Vec<u8>,
     slots: Vec<Slot>,
+    in_flight: usize,
     requests: u64,
 }
 
-/// A request in flight. Its line is `slot.number`.
+/// A request in flight. Its line is `slot.number`; a slot without one has the number 0.
 #[derive(Clone, Copy)]
 struct Slot {
     number: u64,
@@ -102,11 +109,12 @@ impl Client {
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
         let slots = vec![Slot { number: 0, sent: Instant::now() }; in_flight];
-        Ok(Client { socket, input: Lines::default(), output: Vec::new(), slots, requests: 0 })
+        Ok(Client { socket, input: Lines::default(), output: Vec::new(), slots, in_flight: 0, requests: 0 })
     }
 
     fn request(&mut self, slot: usize, now: Instant) {
         self.requests += 1;
+        self.in_flight += 1;
         self.slots[slot] = Slot { number: self.requests, sent: now };
         push_number(&mut self.output, slot as u64);
         self.output.push(b'.');
@@ -124,7 +132,8 @@ impl Client {
         Ok(())
     }
 
-    fn take_answers(&mut self, answers: &mut Answers) -> anyhow::Result<()> {
+    /// Checks the answers that are here; counts them and asks again, if there is something to count them in.
+    fn take_answers(&mut self, mut answers: Option<&mut Answers>) -> anyhow::Result<()> {
         let n = match self.socket.read(self.input.room()) {
             Ok(0) => bail!("the server closed a connection"),
             Ok(n) => n,
@@ -136,10 +145,15 @@ impl Client {
         while let Some(line) = self.input.next_line() {
             let (slot, number) = parse_answer(line).with_context(|| format!("answer {}", line.escape_ascii()))?;
             let expected = self.slots.get(slot).context("an answer to a request that never was")?;
-            ensure!(expected.number == number, "an answer to a request that is not in flight");
-            answers.count += 1;
-            answers.latency.record(u64::try_from((now - expected.sent).as_nanos())?)?;
-            self.request(slot, now);
+            ensure!(expected.number == number && number > 0, "an answer to a request that is not in flight");
+            self.in_flight -= 1;
+            if let Some(answers) = &mut answers {
+                answers.count += 1;
+                answers.latency.record(u64::try_from((now - expected.sent).as_nanos())?)?;
+                self.request(slot, now);
+            } else {
+                self.slots[slot].number = 0;
+            }
         }
         Ok(())
     }

@@ -54,9 +54,11 @@ fn main() -> anyhow::Result<()> {
             continue;
         }
         let mut table = Table::new(&names);
-        for _ in 0..options.rounds {
-            for (column, server) in servers.iter().enumerate() {
-                table.add(column, measure(server, shape, options.time)?);
+        for round in 0..options.rounds {
+            // Each comes first as often as the others.
+            for turn in 0..servers.len() {
+                let column = (round + turn) % servers.len();
+                table.add(column, measure(&servers[column], shape, options.time)?);
             }
         }
         println!("\n{shape}: connections × requests in flight on each");
@@ -75,6 +77,8 @@ fn main() -> anyhow::Result<()> {
 
 fn measure(server: &ServerProcess, shape: Shape, time: Duration) -> anyhow::Result<Measured> {
     load::run(server.addr(), shape, time / 5)?;
+    // The connections of the warm-up are closed by then; there is no event for it.
+    std::thread::sleep(Duration::from_millis(50));
     let cpu_before = server.cpu_time()?;
     let answers = load::run(server.addr(), shape, time)?;
     let cpu = server.cpu_time()? - cpu_before;

@@ -143,11 +143,11 @@ pub(crate) struct Lines {
 
 impl Lines {
     pub(crate) fn room(&mut self) -> &mut [u8] {
-        if self.buffer.is_empty() {
-            self.buffer = vec![0; 16 * 1024];
-        }
         self.buffer.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
+        if self.end == self.buffer.len() {
+            self.buffer.resize((self.buffer.len() * 2).max(4 * 1024), 0);
+        }
         &mut self.buffer[self.end..]
     }
 
