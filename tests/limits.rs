@@ -323,7 +323,8 @@ fn a_task_worker_never_waits_for_a_connection() {
     server.stop();
 }
 
-fn median_ping(client: &mut Client, mut go_on: impl FnMut() -> bool) -> Duration {
+/// The median and the 99th percentile.
+fn pings(client: &mut Client, mut go_on: impl FnMut() -> bool) -> (Duration, Duration) {
     let (mut pings, begun) = (Vec::new(), Instant::now());
     while go_on() {
         let start = Instant::now();
@@ -332,7 +333,7 @@ fn median_ping(client: &mut Client, mut go_on: impl FnMut() -> bool) -> Duration
         pings.push(start.elapsed());
     }
     pings.sort();
-    pings[pings.len() / 2]
+    (pings[pings.len() / 2], pings[pings.len() * 99 / 100])
 }
 
 /// Sends until the socket takes no more for a moment; it never reads.
@@ -376,23 +377,25 @@ fn a_client_that_never_reads_is_closed_by_the_write_timeout_and_nobody_else_noti
         .unwrap();
     let server = run(server);
     let mut other = server.client();
-    let quiet = median_ping(&mut other, {
-        let mut pings = 0;
+    let quiet = pings(&mut other, {
+        let mut count = 0;
         move || {
-            pings += 1;
-            pings <= 200
+            count += 1;
+            count <= 500
         }
     });
 
     let mut deaf = TcpStream::connect(server.addr()).unwrap();
     stuff(&mut deaf);
     let mut reasons = Vec::new();
-    let busy = median_ping(&mut other, || {
+    let busy = pings(&mut other, || {
         reasons.extend(closed.all_so_far());
         reasons.is_empty()
     });
     assert_eq!(reasons, ["WriteTimeout"]);
-    assert!(busy < quiet * 20 + Duration::from_millis(5), "pings took {busy:?} instead of {quiet:?}");
+    // Median and p99, with what a machine of two cores that also runs the other tests needs.
+    let unmoved = |busy: Duration, quiet: Duration| busy < quiet * 2 + Duration::from_millis(20);
+    assert!(unmoved(busy.0, quiet.0) && unmoved(busy.1, quiet.1), "pings took {busy:?} instead of {quiet:?}");
     drop((deaf, other));
     server.stop();
 }
