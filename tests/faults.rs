@@ -504,7 +504,9 @@ fn a_worker_thread_serves_the_next_connection() {
 
 #[test]
 fn more_clients_than_a_default_backlog_holds_connect_before_the_first_is_accepted() {
+    common::raise_file_limit();
     let server = Server::builder()
+        .max_connections(500)
         .on_receive(|conn, data| Ok(conn.send(data)?))
         .on_task(|_, ()| Ok(()))
         .bind("127.0.0.1:0")

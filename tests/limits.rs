@@ -455,6 +455,7 @@ fn beyond_the_maximum_of_connections_clients_wait_in_the_backlog_until_one_close
 #[test]
 fn two_thousand_clients_at_once_are_all_served_by_a_hundred_workers() {
     const CLIENTS: usize = 2_000;
+    common::raise_file_limit();
     let gate = Gate::default();
     gate.open();
     let server = gated(&gate, |builder| builder.max_connections(100).backlog(4096));

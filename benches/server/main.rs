@@ -33,6 +33,7 @@ struct Options {
 }
 
 fn main() -> anyhow::Result<()> {
+    raise_file_limit()?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     if let Some(at) = args.iter().position(|arg| arg == "--serve") {
         let name = args.get(at + 1).map_or("", String::as_str);
@@ -73,6 +74,13 @@ fn main() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The idle connections need more files than many systems let a process open at first.
+fn raise_file_limit() -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
 }
 
 fn measure(server: &ServerProcess, shape: Shape, time: Duration) -> anyhow::Result<Measured> {

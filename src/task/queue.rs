@@ -22,6 +22,9 @@ pub(super) struct Task<T, R> {
 /// waking it costs. A client that waits for each answer before it asks again finds it awake.
 const YIELDS: usize = 128;
 
+/// No submitter goes on for longer without looking how many tasks wait.
+const MAX_CREDIT: usize = 15;
+
 /// Each submitter may bring one task more than the capacity before it pauses; and all together so many times the
 /// capacity, in callbacks that submit many, or of connections that come and go.
 const HARD_LIMIT: usize = 4;
@@ -36,7 +39,7 @@ pub(super) struct Queue<T, R> {
     sender: Sender<Entry<T, R>>,
     receiver: Receiver<Entry<T, R>>,
     capacity: usize,
-    hard_limit: usize,
+    submitters: usize,
     closed: AtomicBool,
     /// Somebody in `waiting` wants to hear when there is room.
     awaited: AtomicBool,
@@ -53,7 +56,7 @@ impl<T, R> Queue<T, R> {
             sender,
             receiver,
             capacity,
-            hard_limit: capacity.saturating_mul(HARD_LIMIT).saturating_add(submitters),
+            submitters,
             closed: AtomicBool::new(false),
             awaited: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
@@ -149,7 +152,13 @@ impl<T, R> Queue<T, R> {
 
     /// Where even those who pause at the capacity are refused.
     pub(super) fn hard_limit(&self) -> usize {
-        self.hard_limit
+        self.capacity.saturating_mul(HARD_LIMIT).saturating_add(self.submitters)
+    }
+
+    /// How many tasks a submitter that found so many waiting may submit before it looks again. If all of them do,
+    /// the queue has twice its capacity at most. Looking costs a cache miss while task workers are busy.
+    pub(super) fn credit(&self, waiting: usize) -> usize {
+        (self.capacity.saturating_sub(waiting) / self.submitters.max(1)).min(MAX_CREDIT)
     }
 
     /// Somebody waits for room. Who comes later waits too, or those who wait might do so for ever.

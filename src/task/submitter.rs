@@ -27,6 +27,8 @@ pub(crate) struct Submitter<T, R, F> {
     wake: Arc<dyn Wake>,
     finishes: HashMap<u64, F>,
     ledger: OpenLedger,
+    /// So many tasks may be submitted before it looks again how many wait.
+    credit: usize,
     /// Found the queue full after submitting, has not seen room since, and waits to be woken in this round.
     held_back: Option<u64>,
 }
@@ -58,6 +60,7 @@ impl<T, R, F> Submitter<T, R, F> {
             wake,
             finishes: HashMap::new(),
             ledger,
+            credit: 0,
             held_back: None,
         }
     }
@@ -82,7 +85,7 @@ impl<T, R, F> Submitter<T, R, F> {
         when_full: WhenFull,
         now: Instant,
     ) -> Result<TaskId, (TaskError, T)> {
-        let waiting = self.queue.len();
+        let waiting = self.look(when_full);
         if let Some(reason) = self.refusal(when_full, waiting) {
             return Err((reason, payload));
         }
@@ -101,6 +104,17 @@ impl<T, R, F> Submitter<T, R, F> {
             self.hold_back();
         }
         Ok(id)
+    }
+
+    /// How many tasks wait; 0 while there is credit.
+    fn look(&mut self, when_full: WhenFull) -> usize {
+        if when_full == WhenFull::Defer && self.credit > 0 {
+            self.credit -= 1;
+            return 0;
+        }
+        let waiting = self.queue.len();
+        self.credit = self.queue.credit(waiting);
+        waiting
     }
 
     fn refusal(&self, when_full: WhenFull, waiting: usize) -> Option<TaskError> {

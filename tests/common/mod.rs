@@ -193,6 +193,13 @@ pub fn cpu_time() -> Duration {
     Duration::try_from(time).expect("a time that is not negative")
 }
 
+/// Lets this process open as many files as it may, for the tests with many clients; many systems begin at 1,024.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("the limit can be raised to its maximum");
+}
+
 pub fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("fd").count()
 }
