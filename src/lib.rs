@@ -156,6 +156,7 @@ mod error;
 mod logging;
 mod net;
 mod panic;
+mod patience;
 mod server;
 mod stats;
 mod task;

@@ -6,7 +6,6 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use super::connection::{CloseReason, Connection, Link, LinkState};
@@ -19,6 +18,7 @@ use crate::config::{Config, WhenQueueFull};
 use crate::logging::foreign;
 use crate::net::{FrameTooLong, Input, Outbox, Sleeper, Stream};
 use crate::panic::catch;
+use crate::patience::Patience;
 use crate::task::{Wake, WhenFull};
 
 /// At most so many outcomes are delivered, and frames received, before the other has its turn.
@@ -26,6 +26,7 @@ const BATCH: usize = 64;
 /// How often a worker with tasks in flight lets others run before it sleeps. A reply that comes meanwhile
 /// costs no system call on either side.
 const YIELDS: usize = 8;
+const HOT: Duration = Duration::from_millis(10);
 /// A worker that always has outcomes to deliver looks at its socket after so many turns all the same: the client may
 /// have sent something, or be gone, or take nothing for too long.
 const MAX_TURNS_AWAKE: u32 = 16;
@@ -85,6 +86,7 @@ where
         mailbox,
         sleeper,
         released: false,
+        patience: Patience::default(),
         turns_awake: 0,
         phase: Phase::Serving,
     };
@@ -108,6 +110,7 @@ struct Worker<'a, T, R, S> {
     mailbox: Registered,
     /// The buffers were given back, and nothing was read since.
     released: bool,
+    patience: Patience,
     /// Turns of the loop since the socket was last looked at.
     turns_awake: u32,
     /// What it was at the beginning of this turn of the loop.
@@ -213,18 +216,12 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     }
 
     /// Gives the task workers the processor for a moment; whether an outcome is here.
-    fn outcome_comes_soon(&self) -> bool {
+    fn outcome_comes_soon(&mut self) -> bool {
         let submitter = &self.conn.link.submitter;
         if submitter.in_flight() == 0 || !self.may_deliver() {
             return false;
         }
-        for _ in 0..YIELDS {
-            if submitter.has_outcome() {
-                return true;
-            }
-            thread::yield_now();
-        }
-        submitter.has_outcome()
+        self.patience.wait(YIELDS, HOT, || submitter.has_outcome().then_some(())).is_some()
     }
 
     /// Sleeps until there is something to do, and reads if that is input.

@@ -16,6 +16,7 @@ use super::reply::{Run, Ticket};
 use super::submitter::Submitter;
 use crate::logging::{LogLimit, foreign};
 use crate::panic::catch;
+use crate::patience::Patience;
 use crate::stats::{Books, OpenLedger};
 
 /// A worker state that cannot be made again after a panic is tried again after this, then twice this, …
@@ -242,7 +243,8 @@ where
         let running = &self.crew.running[self.index];
         // One task's end is the next one's start, unless there was a wait between them.
         let mut clock: Option<Instant> = None;
-        while let Some(task) = self.queue.take(|| clock = None) {
+        let mut patience = Patience::default();
+        while let Some(task) = self.queue.take(&mut patience, || clock = None) {
             let started = clock.unwrap_or_else(Instant::now);
             context.info.id = task.ticket.id;
             *running.lock() = Some(task.ticket);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::thread;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::Wake;
 use super::reply::Ticket;
 use crate::panic::catch;
+use crate::patience::Patience;
 use crate::stats::Ledger;
 
 /// One piece of slow work, and the right to say how it ended.
@@ -18,9 +19,9 @@ pub(super) struct Task<T, R> {
     pub(super) ticket: Ticket<R>,
 }
 
-/// How often a task worker with nothing to do lets others run before it sleeps: some 50 µs in all, which is what
-/// waking it costs. A client that waits for each answer before it asks again finds it awake.
-const YIELDS: usize = 128;
+/// How long a task worker with nothing to do lets others run before it sleeps: about what waking it costs. A client
+/// that waits for each answer before it asks again finds it awake.
+const HOT: Duration = Duration::from_micros(50);
 
 /// No submitter goes on for longer without looking how many tasks wait.
 const MAX_CREDIT: usize = 15;
@@ -82,12 +83,12 @@ impl<T, R> Queue<T, R> {
 
     /// The next task; `None` tells the caller's loop to end. Blocks until there is either, and calls `idle`
     /// first if it has to.
-    pub(super) fn take(&self, idle: impl FnOnce()) -> Option<Task<T, R>> {
+    pub(super) fn take(&self, patience: &mut Patience, idle: impl FnOnce()) -> Option<Task<T, R>> {
         let entry = match self.receiver.try_recv() {
             Ok(entry) => entry,
             Err(_) => {
                 idle();
-                self.wait()?
+                self.wait(patience)?
             }
         };
         // Either we see who registered, or it sees the place that we made.
@@ -101,15 +102,9 @@ impl<T, R> Queue<T, R> {
         }
     }
 
-    fn wait(&self) -> Option<Entry<T, R>> {
-        for _ in 0..YIELDS {
-            thread::yield_now();
-            if let Ok(entry) = self.receiver.try_recv() {
-                return Some(entry);
-            }
-        }
+    fn wait(&self, patience: &mut Patience) -> Option<Entry<T, R>> {
         // Cannot fail: a sender lives as long as this.
-        self.receiver.recv().ok()
+        patience.wait(usize::MAX, HOT, || self.receiver.try_recv().ok()).or_else(|| self.receiver.recv().ok())
     }
 
     /// Ends the loops of `count` task workers, each once nothing waits before it.
