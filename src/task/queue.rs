@@ -1,11 +1,11 @@
 //! Where tasks wait: the only place that knows it is a crossbeam channel in memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::Wake;
 use super::reply::Ticket;
@@ -42,6 +42,11 @@ pub(super) struct Queue<T, R> {
     capacity: usize,
     submitters: usize,
     closed: AtomicBool,
+    /// Task workers that sleep and that nobody has woken yet. Written under `door`.
+    sleeping: AtomicUsize,
+    /// Where they sleep; the channel's own `recv` yields before it does, which costs dear beside somebody who computes.
+    door: Mutex<()>,
+    knock: Condvar,
     /// Somebody in `waiting` wants to hear when there is room.
     awaited: AtomicBool,
     waiting: Mutex<Vec<Arc<dyn Wake>>>,
@@ -59,6 +64,9 @@ impl<T, R> Queue<T, R> {
             capacity,
             submitters,
             closed: AtomicBool::new(false),
+            sleeping: AtomicUsize::new(0),
+            door: Mutex::new(()),
+            knock: Condvar::new(),
             awaited: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
             rounds: AtomicU64::new(0),
@@ -73,8 +81,10 @@ impl<T, R> Queue<T, R> {
         ledger.accepted.add(1);
         // Cannot fail: a receiver lives as long as this.
         let _ = self.sender.send(Entry::Task(task));
-        // Either we see here that it was closed meanwhile, or whoever closes it sees this task.
+        // Either we see here that it was closed meanwhile, or whoever closes it sees this task; and likewise with a
+        // task worker that goes to sleep.
         fence(Ordering::SeqCst);
+        self.wake_one();
         if self.closed.load(Ordering::Relaxed) {
             self.abandon_all(ledger);
         }
@@ -88,7 +98,7 @@ impl<T, R> Queue<T, R> {
             Ok(entry) => entry,
             Err(_) => {
                 idle();
-                self.wait(patience)?
+                self.wait(patience)
             }
         };
         // Either we see who registered, or it sees the place that we made.
@@ -102,15 +112,42 @@ impl<T, R> Queue<T, R> {
         }
     }
 
-    fn wait(&self, patience: &mut Patience) -> Option<Entry<T, R>> {
-        // Cannot fail: a sender lives as long as this.
-        patience.wait(usize::MAX, HOT, || self.receiver.try_recv().ok()).or_else(|| self.receiver.recv().ok())
+    fn wait(&self, patience: &mut Patience) -> Entry<T, R> {
+        patience.wait(usize::MAX, HOT, || self.receiver.try_recv().ok()).unwrap_or_else(|| self.sleep())
+    }
+
+    /// Counts itself as sleeping first and looks second; whoever pushes does it the other way round.
+    fn sleep(&self) -> Entry<T, R> {
+        let mut door = self.door.lock();
+        loop {
+            self.sleeping.fetch_add(1, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if let Ok(entry) = self.receiver.try_recv() {
+                self.sleeping.fetch_sub(1, Ordering::Relaxed);
+                return entry;
+            }
+            self.knock.wait(&mut door);
+        }
+    }
+
+    /// Wakes a task worker if one sleeps. The caller has put a full fence between its push and this.
+    fn wake_one(&self) {
+        if self.sleeping.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let _door = self.door.lock();
+        if self.sleeping.load(Ordering::Relaxed) > 0 {
+            self.sleeping.fetch_sub(1, Ordering::Relaxed);
+            self.knock.notify_one();
+        }
     }
 
     /// Ends the loops of `count` task workers, each once nothing waits before it.
     pub(super) fn stop(&self, count: usize) {
         for _ in 0..count {
             let _ = self.sender.send(Entry::Stop);
+            fence(Ordering::SeqCst);
+            self.wake_one();
         }
     }
 
