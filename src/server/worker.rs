@@ -26,6 +26,7 @@ const BATCH: usize = 64;
 /// How often a worker with tasks in flight lets others run before it sleeps. A reply that comes meanwhile
 /// costs no system call on either side.
 const YIELDS: usize = 8;
+/// And how long at most, where many others have their turn in between.
 const HOT: Duration = Duration::from_millis(10);
 /// A worker that always has outcomes to deliver looks at its socket after so many turns all the same: the client may
 /// have sent something, or be gone, or take nothing for too long.
