@@ -1,57 +1,63 @@
 //! Letting others run for a moment before sleeping, as long as that pays.
 //!
 //! What comes meanwhile costs no wake-up. But a thread that yields to somebody who computes gets the processor back
-//! only at the end of their time slice, while a sleeper would be woken at once. So who has waited that long twice in a
-//! row sleeps without yielding for a while.
+//! only at the end of their time slice, while a sleeper would be woken at once. So a thread may lose only a small
+//! share of its time that way, and sleeps without yielding while it has lost more.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// No yield takes so long but to somebody who computes.
+/// No yield takes so long but to somebody who computes; a shorter one is no loss.
 const LONG_YIELD: Duration = Duration::from_millis(2);
-const FIRST_COLD: Duration = Duration::from_millis(100);
-const LAST_COLD: Duration = Duration::from_secs(3);
+/// One part in so many of the time may be lost to long yields.
+const SHARE: u32 = 16;
+/// A few of them at once are forgiven: on a busy machine they happen to everybody.
+const FORGIVEN: Duration = Duration::from_millis(10);
+/// More is not remembered, so that nobody is impatient for longer than a second after the neighbour is gone.
+const REMEMBERED: Duration = Duration::from_millis(60);
 
-#[derive(Default)]
 pub(crate) struct Patience {
-    long_yields_in_a_row: u32,
-    cold_for: Duration,
-    cold_until: Option<Instant>,
+    /// Lost to long yields, less what may be lost, as of `then`.
+    lost: Duration,
+    then: Instant,
 }
 
 impl Patience {
+    pub(crate) fn new() -> Patience {
+        Patience { lost: Duration::ZERO, then: Instant::now() }
+    }
+
     /// Yields until `ready` has something, at most so many times and about so long.
     pub(crate) fn wait<X>(&mut self, yields: usize, time: Duration, mut ready: impl FnMut() -> Option<X>) -> Option<X> {
         let begun = Instant::now();
-        if self.cold_until.is_some_and(|until| begun < until) {
-            return ready();
-        }
         let mut clock = begun;
         for _ in 0..yields {
             if let Some(found) = ready() {
                 return Some(found);
             }
+            if self.is_spent(clock) || clock - begun > time {
+                return None;
+            }
             thread::yield_now();
             let before = std::mem::replace(&mut clock, Instant::now());
-            self.note(clock - before, clock);
-            if clock - begun > time || self.cold_until.is_some() {
-                break;
-            }
+            self.note(clock - before);
         }
         ready()
     }
 
-    fn note(&mut self, yielded: Duration, now: Instant) {
-        self.cold_until = None;
-        if yielded < LONG_YIELD {
-            self.long_yields_in_a_row = 0;
-            self.cold_for = Duration::ZERO;
-            return;
+    fn is_spent(&mut self, now: Instant) -> bool {
+        if self.lost.is_zero() {
+            self.then = now;
+            return false;
         }
-        self.long_yields_in_a_row += 1;
-        if self.long_yields_in_a_row >= 2 {
-            self.cold_for = (self.cold_for * 2).clamp(FIRST_COLD, LAST_COLD);
-            self.cold_until = Some(now + self.cold_for);
+        self.lost = self.lost.saturating_sub((now - self.then) / SHARE);
+        self.then = now;
+        self.lost > FORGIVEN
+    }
+
+    fn note(&mut self, yielded: Duration) {
+        if yielded > LONG_YIELD {
+            self.lost = (self.lost + yielded).min(REMEMBERED);
         }
     }
 }
@@ -61,31 +67,56 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_millis(4);
-    const SHORT: Duration = Duration::from_micros(1);
 
     #[test]
-    fn one_long_yield_is_forgiven_and_two_in_a_row_are_not() {
-        let (mut patience, now) = (Patience::default(), Instant::now());
-        for yielded in [LONG, SHORT, LONG, SHORT] {
-            patience.note(yielded, now);
-            assert_eq!(patience.cold_until, None);
+    fn only_a_share_of_the_time_may_be_lost_to_long_yields() {
+        let mut patience = Patience::new();
+        let mut now = Instant::now();
+        let (mut lost, mut elapsed) = (Duration::ZERO, Duration::ZERO);
+        while elapsed < Duration::from_secs(10) {
+            let step = if patience.is_spent(now) {
+                Duration::from_millis(1)
+            } else {
+                patience.note(LONG);
+                lost += LONG;
+                LONG
+            };
+            now += step;
+            elapsed += step;
         }
-        patience.note(LONG, now);
-        patience.note(LONG, now);
-        assert_eq!(patience.cold_until, Some(now + FIRST_COLD));
-        // Warm again, but nothing has changed: the next time is longer.
-        patience.note(LONG, now);
-        assert_eq!(patience.cold_until, Some(now + 2 * FIRST_COLD));
-        patience.note(SHORT, now);
-        assert_eq!(patience.cold_until, None);
-        patience.note(LONG, now);
-        assert_eq!(patience.cold_until, None);
+        let allowed = elapsed / SHARE;
+        assert!(lost > allowed / 2 && lost < allowed + FORGIVEN + 2 * LONG, "{lost:?} of {elapsed:?}");
     }
 
     #[test]
-    fn who_is_cold_looks_once_and_does_not_yield() {
-        let mut patience =
-            Patience { cold_until: Some(Instant::now() + Duration::from_secs(60)), ..Patience::default() };
+    fn a_long_yield_now_and_then_and_any_number_of_short_ones_are_forgiven() {
+        let mut patience = Patience::new();
+        let mut now = Instant::now();
+        for _ in 0..1000 {
+            now += Duration::from_millis(100);
+            assert!(!patience.is_spent(now));
+            patience.note(LONG);
+            for _ in 0..10 {
+                patience.note(Duration::from_micros(1900));
+                assert!(!patience.is_spent(now));
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_after_the_last_long_yield_all_is_forgiven() {
+        let mut patience = Patience::new();
+        let now = Instant::now();
+        for _ in 0..1000 {
+            patience.note(LONG);
+        }
+        assert!(patience.is_spent(now));
+        assert!(!patience.is_spent(now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn who_has_lost_too_much_looks_once_and_does_not_yield() {
+        let mut patience = Patience { lost: REMEMBERED, then: Instant::now() };
         let mut looks = 0;
         let found: Option<()> = patience.wait(1000, Duration::MAX, || {
             looks += 1;

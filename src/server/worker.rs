@@ -87,7 +87,7 @@ where
         mailbox,
         sleeper,
         released: false,
-        patience: Patience::default(),
+        patience: Patience::new(),
         turns_awake: 0,
         phase: Phase::Serving,
     };

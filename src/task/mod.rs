@@ -3,6 +3,7 @@
 
 pub mod alone;
 mod context;
+mod idle;
 mod outcome;
 mod pool;
 mod queue;

@@ -243,7 +243,7 @@ where
         let running = &self.crew.running[self.index];
         // One task's end is the next one's start, unless there was a wait between them.
         let mut clock: Option<Instant> = None;
-        let mut patience = Patience::default();
+        let mut patience = Patience::new();
         while let Some(task) = self.queue.take(&mut patience, || clock = None) {
             let started = clock.unwrap_or_else(Instant::now);
             context.info.id = task.ticket.id;

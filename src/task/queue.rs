@@ -1,13 +1,13 @@
 //! Where tasks wait: the only place that knows it is a crossbeam channel in memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::Wake;
+use super::idle::Idle;
 use super::reply::Ticket;
 use crate::panic::catch;
 use crate::patience::Patience;
@@ -18,10 +18,6 @@ pub(super) struct Task<T, R> {
     pub(super) payload: T,
     pub(super) ticket: Ticket<R>,
 }
-
-/// How long a task worker with nothing to do lets others run before it sleeps: about what waking it costs. A client
-/// that waits for each answer before it asks again finds it awake.
-const HOT: Duration = Duration::from_micros(50);
 
 /// No submitter goes on for longer without looking how many tasks wait.
 const MAX_CREDIT: usize = 15;
@@ -42,11 +38,7 @@ pub(super) struct Queue<T, R> {
     capacity: usize,
     submitters: usize,
     closed: AtomicBool,
-    /// Task workers that sleep and that nobody has woken yet. Written under `door`.
-    sleeping: AtomicUsize,
-    /// Where they sleep; the channel's own `recv` yields before it does, which costs dear beside somebody who computes.
-    door: Mutex<()>,
-    knock: Condvar,
+    idle: Idle,
     /// Somebody in `waiting` wants to hear when there is room.
     awaited: AtomicBool,
     waiting: Mutex<Vec<Arc<dyn Wake>>>,
@@ -64,9 +56,7 @@ impl<T, R> Queue<T, R> {
             capacity,
             submitters,
             closed: AtomicBool::new(false),
-            sleeping: AtomicUsize::new(0),
-            door: Mutex::new(()),
-            knock: Condvar::new(),
+            idle: Idle::new(),
             awaited: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
             rounds: AtomicU64::new(0),
@@ -84,21 +74,21 @@ impl<T, R> Queue<T, R> {
         // Either we see here that it was closed meanwhile, or whoever closes it sees this task; and likewise with a
         // task worker that goes to sleep.
         fence(Ordering::SeqCst);
-        self.wake_one();
+        self.idle.wake_one();
         if self.closed.load(Ordering::Relaxed) {
             self.abandon_all(ledger);
         }
         Ok(())
     }
 
-    /// The next task; `None` tells the caller's loop to end. Blocks until there is either, and calls `idle`
-    /// first if it has to.
-    pub(super) fn take(&self, patience: &mut Patience, idle: impl FnOnce()) -> Option<Task<T, R>> {
+    /// The next task; `None` tells the caller's loop to end. Blocks until there is either, and calls
+    /// `before_waiting` first if it has to.
+    pub(super) fn take(&self, patience: &mut Patience, before_waiting: impl FnOnce()) -> Option<Task<T, R>> {
         let entry = match self.receiver.try_recv() {
             Ok(entry) => entry,
             Err(_) => {
-                idle();
-                self.wait(patience)
+                before_waiting();
+                self.idle.wait(patience, || self.receiver.try_recv().ok(), || self.receiver.is_empty())
             }
         };
         // Either we see who registered, or it sees the place that we made.
@@ -112,42 +102,12 @@ impl<T, R> Queue<T, R> {
         }
     }
 
-    fn wait(&self, patience: &mut Patience) -> Entry<T, R> {
-        patience.wait(usize::MAX, HOT, || self.receiver.try_recv().ok()).unwrap_or_else(|| self.sleep())
-    }
-
-    /// Counts itself as sleeping first and looks second; whoever pushes does it the other way round.
-    fn sleep(&self) -> Entry<T, R> {
-        let mut door = self.door.lock();
-        loop {
-            self.sleeping.fetch_add(1, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            if let Ok(entry) = self.receiver.try_recv() {
-                self.sleeping.fetch_sub(1, Ordering::Relaxed);
-                return entry;
-            }
-            self.knock.wait(&mut door);
-        }
-    }
-
-    /// Wakes a task worker if one sleeps. The caller has put a full fence between its push and this.
-    fn wake_one(&self) {
-        if self.sleeping.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let _door = self.door.lock();
-        if self.sleeping.load(Ordering::Relaxed) > 0 {
-            self.sleeping.fetch_sub(1, Ordering::Relaxed);
-            self.knock.notify_one();
-        }
-    }
-
     /// Ends the loops of `count` task workers, each once nothing waits before it.
     pub(super) fn stop(&self, count: usize) {
         for _ in 0..count {
             let _ = self.sender.send(Entry::Stop);
             fence(Ordering::SeqCst);
-            self.wake_one();
+            self.idle.wake_one();
         }
     }
 

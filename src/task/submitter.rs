@@ -221,14 +221,14 @@ mod tests {
         assert_eq!(queue.len(), 10);
 
         // There is a place again, but not for those who come later.
-        assert!(queue.take(&mut Patience::default(), || ()).is_some());
+        assert!(queue.take(&mut Patience::new(), || ()).is_some());
         assert_eq!(late.submit(1, None, WhenFull::RefuseAtCap, now), Err((TaskError::QueueFull, 1)));
         late.submit(2, None, WhenFull::Defer, now).unwrap();
         assert!(late.should_pause());
 
         while queue.len() > 5 {
             assert!(early.should_pause() && late.should_pause());
-            assert!(queue.take(&mut Patience::default(), || ()).is_some());
+            assert!(queue.take(&mut Patience::new(), || ()).is_some());
         }
         assert!(!early.should_pause() && !late.should_pause());
         assert!(late.submit(3, None, WhenFull::RefuseAtCap, now).is_ok());
