@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread::{self, ThreadId};
 
 use anyhow::bail;
@@ -204,6 +204,36 @@ fn each_task_worker_owns_its_state_and_says_where_a_task_ran() {
     client.send("x\n".repeat(300));
     for _ in 0..300 {
         assert_eq!(client.line(), "ok");
+    }
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_burst_of_tasks_is_begun_by_all_free_task_workers() {
+    const TASK_WORKERS: usize = 4;
+    let all_run = Barrier::new(TASK_WORKERS);
+    let server = Server::builder()
+        .task_worker_num(TASK_WORKERS)
+        .framing(Framing::lines())
+        .on_receive(|conn, _| {
+            conn.task(())?;
+            Ok(())
+        })
+        .on_task(move |_, ()| {
+            all_run.wait();
+            Ok(())
+        })
+        .on_finish(|conn, _| Ok(conn.send("ok\n")?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    for _ in 0..1000 {
+        client.send("x\n".repeat(TASK_WORKERS));
+        for _ in 0..TASK_WORKERS {
+            assert_eq!(client.line(), "ok");
+        }
     }
     drop(client);
     server.stop();
