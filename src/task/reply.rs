@@ -15,6 +15,9 @@ use crate::stats::Ledger;
 ///
 /// The channel is unbounded, so that a task worker never waits for a submitter; what bounds it is the number
 /// of that submitter's tasks in flight.
+///
+/// Aligned, so that it does not share a cache line with its `Arc`'s count, which every ticket changes.
+#[repr(align(64))]
 pub(super) struct ReplyAddress<R> {
     sender: Sender<Finished<R>>,
     /// A second receiver beside the submitter's own, for the outcomes that come once it is gone.
