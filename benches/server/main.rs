@@ -15,10 +15,11 @@ use load::Shape;
 use process::ServerProcess;
 use report::{Measured, Table};
 
-const SHAPES: [Shape; 3] = [
+const SHAPES: [Shape; 4] = [
     Shape { connections: 1, in_flight: 1 },
     Shape { connections: 8, in_flight: 16 },
     Shape { connections: 64, in_flight: 16 },
+    Shape { connections: 256, in_flight: 16 },
 ];
 /// As many as the machines have cores for; the same for all rivals.
 const TASK_WORKERS: usize = 2;

@@ -1,7 +1,8 @@
 //! Task workers with nothing to do: those that still look for a task, and those that sleep.
 //!
-//! While one looks, nobody is woken: it will find what was pushed meanwhile, and wakes the next if it leaves something.
-//! So a burst of tasks costs its submitter one wake-up, and not one for each. Go's and tokio's schedulers do it alike.
+//! While one looks, or was woken to, nobody is woken: it will find what was pushed meanwhile, and wakes another if it
+//! leaves something. So a burst of tasks costs its submitter one wake-up, and not one for each. Go's and tokio's
+//! schedulers do the same. What it costs: a task may wait until the one that looks has a processor.
 
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::Duration;
@@ -15,9 +16,9 @@ use crate::patience::Patience;
 const HOT: Duration = Duration::from_micros(50);
 
 pub(super) struct Idle {
-    /// Who looks, or was woken to.
+    /// How many look, or were woken to.
     looking: AtomicUsize,
-    /// Who sleeps and has not been woken yet. Written under `door`.
+    /// How many sleep and have not been woken yet. Written under `door`.
     sleeping: AtomicUsize,
     /// Where they sleep; the channel's own `recv` yields before it does, which costs dear beside somebody who computes.
     door: Mutex<()>,
@@ -43,16 +44,17 @@ impl Idle {
     ) -> X {
         self.looking.fetch_add(1, Ordering::Relaxed);
         let taken = patience.wait(usize::MAX, HOT, &mut take).unwrap_or_else(|| self.sleep(take));
-        let was_last = self.looking.fetch_sub(1, Ordering::Relaxed) == 1;
-        // Whoever pushes before it sees that nobody looks any more, relies on us.
-        fence(Ordering::SeqCst);
-        if was_last && !is_empty() {
-            self.wake_one();
+        if self.looking.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // A push that still saw us looking relies on us.
+            fence(Ordering::SeqCst);
+            if !is_empty() {
+                self.wake_one();
+            }
         }
         taken
     }
 
-    /// Says that it sleeps and looks no more first, and takes second; whoever pushes does it the other way round.
+    /// First counts itself as sleeping and no longer looking, and then takes; whoever pushes does the reverse.
     fn sleep<X>(&self, mut take: impl FnMut() -> Option<X>) -> X {
         let mut door = self.door.lock();
         loop {
@@ -60,18 +62,18 @@ impl Idle {
             self.looking.fetch_sub(1, Ordering::Relaxed);
             fence(Ordering::SeqCst);
             if let Some(taken) = take() {
-                self.rouse();
+                self.rouse(1);
                 return taken;
             }
-            // Not woken but by `wake_one`, which has roused us.
+            // This condition variable has no spurious wake-ups, so whoever woke us has roused us.
             self.knock.wait(&mut door);
         }
     }
 
-    /// One that sleeps is to look again. The caller holds the door.
-    fn rouse(&self) {
-        self.looking.fetch_add(1, Ordering::Relaxed);
-        self.sleeping.fetch_sub(1, Ordering::Relaxed);
+    /// So many that sleep are to look again. The caller holds the door.
+    fn rouse(&self, count: usize) {
+        self.looking.fetch_add(count, Ordering::Relaxed);
+        self.sleeping.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// Has one task worker look, if one sleeps and none looks already. The caller has put a full fence between its
@@ -82,9 +84,16 @@ impl Idle {
         }
         let _door = self.door.lock();
         if self.may_wake() {
-            self.rouse();
+            self.rouse(1);
             self.knock.notify_one();
         }
+    }
+
+    /// Has all look that sleep. The same holds for the caller.
+    pub(super) fn wake_all(&self) {
+        let _door = self.door.lock();
+        self.rouse(self.sleeping.load(Ordering::Relaxed));
+        self.knock.notify_all();
     }
 
     fn may_wake(&self) -> bool {

@@ -106,9 +106,9 @@ impl<T, R> Queue<T, R> {
     pub(super) fn stop(&self, count: usize) {
         for _ in 0..count {
             let _ = self.sender.send(Entry::Stop);
-            fence(Ordering::SeqCst);
-            self.idle.wake_one();
         }
+        fence(Ordering::SeqCst);
+        self.idle.wake_all();
     }
 
     /// Takes no more, and gives up what waits.
