@@ -41,20 +41,23 @@ fn main() -> anyhow::Result<ExitCode> {
         println!("{USAGE}");
         return Ok(ExitCode::SUCCESS);
     };
+    // Before anybody can connect, so that no signal finds us unprepared.
+    let signals = (!options.demo).then(|| Signals::new([SIGINT, SIGTERM])).transpose()?;
     let server = build(&options)?;
     println!("listening on {}", server.local_addr());
 
     let handle = server.handle();
-    let demo = if options.demo {
-        let drain_time = options.drain_time;
-        Some(thread::spawn(move || {
+    let drain_time = options.drain_time;
+    let demo = match signals {
+        Some(signals) => {
+            thread::spawn(move || shut_down_on_signal(signals, &handle, drain_time));
+            None
+        }
+        None => Some(thread::spawn(move || {
             let played = play_client(handle.local_addr());
             handle.shutdown(drain_time);
             played
-        }))
-    } else {
-        shut_down_on_signal(handle, options.drain_time)?;
-        None
+        })),
     };
 
     let report = server.run()?;
@@ -128,16 +131,12 @@ fn shown(text: &str) -> String {
 }
 
 /// The first signal drains; a second one no longer waits.
-fn shut_down_on_signal(handle: ServerHandle, drain_time: Duration) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    thread::spawn(move || {
-        let mut patience = drain_time;
-        for _ in signals.forever() {
-            handle.shutdown(patience);
-            patience = Duration::ZERO;
-        }
-    });
-    Ok(())
+fn shut_down_on_signal(mut signals: Signals, handle: &ServerHandle, drain_time: Duration) {
+    let mut patience = drain_time;
+    for _ in signals.forever() {
+        handle.shutdown(patience);
+        patience = Duration::ZERO;
+    }
 }
 
 /// Sends three lines and prints their answers, which come in the order in which the tasks end.

@@ -128,8 +128,8 @@ impl Error for WaitError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TaskError {
-    /// As many tasks wait as `queue_capacity` allows; or, where that defers, four times as many and one for each of
-    /// `max_connections`.
+    /// As many tasks wait as `queue_capacity` allows, or half as many while others wait for room; or, where a full queue
+    /// defers, four times as many and one for each of `max_connections`.
     QueueFull,
     /// This connection has as many tasks in flight as it may have: `max_tasks_in_flight` for `try_task`, four times as
     /// many for the others.

@@ -2,7 +2,7 @@
 //!
 //! Each connection has a worker thread of its own. What is slow, a mail to send or a file to convert, its callback
 //! hands over as a [task](Connection::task) to a fixed pool of task workers, and goes on at once. The result comes back
-//! to the very worker that asked, where a finish closure runs. It is the task system of Swoole's server, in Rust.
+//! to the very worker that asked, where a finish closure runs. The model is the task system of Swoole's server.
 //!
 //! ```no_run
 //! use backroom::Server;

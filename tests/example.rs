@@ -21,7 +21,11 @@ impl Example {
         program.pop();
         program.pop();
         program.push("examples/task_server");
-        let mut child = Command::new(program).args(args).stdout(Stdio::piped()).spawn().expect("the example is built");
+        let mut child = Command::new(program)
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the example, which `cargo test` builds unless it is told which test to run");
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Example { child, stdout }
     }

@@ -248,13 +248,15 @@ fn on_start_that_fails_or_panics_is_an_error_from_run() {
 #[test]
 fn a_task_worker_whose_state_cannot_be_made_is_an_error_from_bind_and_leaves_no_thread() {
     silence_panics();
+    let made = Arc::new(());
     let bind = |panics: bool| {
+        let state = Arc::clone(&made);
         Server::builder()
             .task_worker_num(4)
             .task_worker(move |index| match index {
                 2 if panics => panic!("a bug"),
                 2 => bail!("no database"),
-                _ => Ok(()),
+                _ => Ok(Arc::clone(&state)),
             })
             .on_receive(|_, _| Ok(()))
             .on_task(|_, ()| Ok(()))
@@ -269,6 +271,7 @@ fn a_task_worker_whose_state_cannot_be_made_is_an_error_from_bind_and_leaves_no_
         format!("{:#}", anyhow::Error::from(bind(true))),
         "cannot make the state of task worker 2: it panicked: a bug"
     );
+    assert_eq!(Arc::strong_count(&made), 1, "the threads and their states are gone");
 }
 
 /// An error whose text panics.

@@ -57,6 +57,39 @@ fn shutdown_under_load_two_hundred_times_loses_nothing_it_accepted() {
     }
 }
 
+#[test]
+fn resets_and_deadlines_at_any_moment_leave_no_task_without_one_outcome() {
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for _ in 0..200 {
+        let server = run(echo(|_| thread::yield_now()));
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let (before_reset, deadline) = (random % 40, Duration::from_micros(random / 40 % 3000));
+        let received = thread::scope(|scope| {
+            let stays = scope.spawn(|| {
+                let mut client = server.client();
+                client.send("x\n".repeat(200));
+                client.rest().matches('\n').count() as u64
+            });
+            let resets = scope.spawn(|| {
+                let mut client = server.client();
+                client.send("x\n".repeat(40));
+                for _ in 0..before_reset {
+                    client.line();
+                }
+                client.reset();
+                before_reset
+            });
+            let reset = resets.join().unwrap();
+            server.handle.shutdown(deadline);
+            reset + stays.join().unwrap()
+        });
+        let tasks = server.ended().tasks; // which balance
+        assert!(received <= tasks.delivered, "{received} answers, {tasks:?}");
+    }
+}
+
 /// Sends without end and reads until the server closes; returns how many answers came.
 fn talk_until_closed(client: Client, answered: &AtomicU64) -> u64 {
     let mut writer = client.socket.get_ref().try_clone().unwrap();
@@ -168,7 +201,7 @@ fn an_endless_task_is_abandoned_at_the_deadline_and_its_client_is_told() {
     let start = Instant::now();
     let report = server.stop_within(deadline);
     let took = start.elapsed();
-    assert!(took >= deadline && took < deadline + Duration::from_millis(500), "it took {took:?}");
+    assert!(took >= deadline && took < deadline + Duration::from_secs(2), "it took {took:?}");
     assert_eq!((report.tasks.abandoned, report.task_workers_running, report.workers_running), (2, 1, 0));
     let mut answers: Vec<String> = client.rest().lines().map(str::to_owned).collect();
     answers.sort();
@@ -267,8 +300,8 @@ fn a_callback_may_begin_the_shutdown_but_not_wait_for_it() {
         let client = TcpStream::connect(server.addr());
         if let Ok(mut client) = client {
             let _ = client.write_all(b"x");
-            assert_eq!(waited.next(), Err(WaitError::InCallback), "{place}");
         }
+        assert_eq!(waited.next(), Err(WaitError::InCallback), "{place}");
         let report = server.ended();
         assert_eq!(handle.wait(), Ok(report), "elsewhere the same report is had");
     }

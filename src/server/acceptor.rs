@@ -40,9 +40,10 @@ impl Acceptor {
     /// Accepts until the server shuts down; nothing else ends it.
     pub(super) fn run(&mut self) {
         while self.serving() {
-            if self.core.registry.is_full() {
+            let taken = self.core.registry.taken();
+            if self.core.registry.is_full(taken) {
                 // The backlog of the kernel is the queue now.
-                self.wait_for_place(None);
+                self.wait_for_place(taken, None);
                 continue;
             }
             match self.accept() {
@@ -57,7 +58,7 @@ impl Acceptor {
                 Err(AcceptError::ClientGone(error)) => log::debug!("a client was gone before it was accepted: {error}"),
                 Err(AcceptError::Exhausted(error)) => {
                     self.warn("cannot accept for now", &error);
-                    self.wait_for_place(Some(self.backoff));
+                    self.wait_for_place(taken, Some(self.backoff));
                     self.backoff = (self.backoff * 2).min(LAST_BACKOFF);
                 }
             }
@@ -86,14 +87,14 @@ impl Acceptor {
     fn wait_for_client(&mut self) {
         if let Err(error) = self.sleeper.sleep(Some(self.listener.as_fd()), true, false, None) {
             self.warn("cannot wait for clients", &error);
-            self.wait_for_place(Some(LAST_BACKOFF));
+            self.wait_for_place(self.core.registry.taken(), Some(LAST_BACKOFF));
         }
     }
 
-    /// Waits for a connection to close, at most for `time`.
-    fn wait_for_place(&self, time: Option<Duration>) {
+    /// Waits until fewer places are taken than there were, at most for `time`.
+    fn wait_for_place(&self, taken: usize, time: Option<Duration>) {
         self.sleeper.mark_asleep();
-        if !self.serving() || time.is_none() && !self.core.registry.is_full() {
+        if !self.serving() || self.core.registry.taken() < taken {
             return self.sleeper.mark_awake();
         }
         if let Err(error) = self.sleeper.sleep(None, false, false, time) {

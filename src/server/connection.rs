@@ -107,7 +107,7 @@ impl<T, R, S> Connection<T, R, S> {
     }
 
     /// A [`task`](Self::task) that is refused at `queue_capacity` and at `max_tasks_in_flight`, and whose
-    /// error hands the payload back.
+    /// error hands the payload back. While others wait for room in the queue, it is refused above half the capacity.
     ///
     /// ```
     /// # fn main() -> Result<(), backroom::BindError> {

@@ -70,8 +70,8 @@ impl Registry {
         }
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.taken() >= self.max_connections
+    pub(super) fn is_full(&self, taken: usize) -> bool {
+        taken >= self.max_connections
     }
 
     /// Places taken.
