@@ -544,6 +544,28 @@ fn a_frame_over_the_maximum_closes_its_connection_with_a_clear_reason() {
 }
 
 #[test]
+fn raw_chunks_are_no_longer_than_a_frame_may_be_and_lose_nothing() {
+    let (report, chunks) = events();
+    let server = Server::builder()
+        .max_frame(100)
+        .on_receive(move |_, chunk| Ok(report.send(chunk.to_vec())?))
+        .on_task(|_, ()| Ok(()))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let sent: Vec<u8> = (0..1000).map(|at| (at % 251) as u8).collect();
+    server.client().send(&sent);
+    let mut received = Vec::new();
+    while received.len() < sent.len() {
+        let chunk = chunks.next();
+        assert!((1..=100).contains(&chunk.len()));
+        received.extend(chunk);
+    }
+    assert_eq!(received, sent);
+    server.stop();
+}
+
+#[test]
 fn half_a_frame_then_nothing_disturbs_nobody_and_ends_at_the_shutdown() {
     let gate = Gate::default();
     gate.open();
