@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Hardly a yield takes so long but to somebody who computes, for whom Linux has time slices of 1.4 ms and up.
 const LONG_YIELD: Duration = Duration::from_millis(1);
-/// And so much longer for each other thread that yields: as long as a worker takes over a batch, or longer.
+/// And so much longer for each thread that yields: as long as a worker takes over a batch, or longer.
 const TURN: Duration = Duration::from_micros(50);
 /// About one part in so many of the time may be lost to long yields.
 const SHARE: u32 = 16;
@@ -73,9 +73,7 @@ impl Patience {
     }
 
     fn regain(&mut self, now: Instant) {
-        if !self.lost.is_zero() {
-            self.lost = self.lost.saturating_sub((now - self.then) / SHARE);
-        }
+        self.lost = self.lost.saturating_sub((now - self.then) / SHARE);
         self.then = now;
     }
 
@@ -142,6 +140,17 @@ mod tests {
             patience.lose(LONG, 100);
         }
         assert!(!patience.is_spent());
+    }
+
+    #[test]
+    fn who_yields_is_counted_among_those_who_do() {
+        let mut counts = Vec::new();
+        let found: Option<()> = Patience::new().wait(1, Duration::ZERO, || {
+            counts.push(YIELDING.load(Ordering::Relaxed));
+            None
+        });
+        assert_eq!((found, counts.len()), (None, 2));
+        assert!(counts[1] >= 1, "after the yield: {counts:?}");
     }
 
     #[test]

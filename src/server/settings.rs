@@ -79,8 +79,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// The longest frame, in bytes without its delimiter; a longer one closes its connection with
-    /// [`CloseReason::FrameTooLong`](crate::CloseReason::FrameTooLong). Raw chunks are cut to it. At least 1; default 256 KiB. Swoole's
-    /// `package_max_length`, there 2 MiB.
+    /// [`CloseReason::FrameTooLong`](crate::CloseReason::FrameTooLong). Raw chunks are cut to it. At least 1; default
+    /// 256 KiB. Swoole's `package_max_length`, there 2 MiB.
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.config.max_frame = bytes;
         self
