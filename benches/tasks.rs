@@ -1,11 +1,14 @@
 //! `cargo bench --bench tasks`: the back room alone, without a socket, beside other ways to have a thread do something
 //! and hear back. See docs/PERFORMANCE.md.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::hint::black_box;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backroom::back_room::{Caller, Pool};
+use backroom::{Finished, Submitter, TaskPool};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -23,18 +26,40 @@ fn task(number: u64) -> u64 {
 }
 
 struct Backroom {
-    caller: Caller,
-    _pool: Pool,
+    submitter: Submitter<u64, u64>,
+    /// Results that have come, for whoever waits for them.
+    results: Rc<RefCell<VecDeque<u64>>>,
+    _pool: TaskPool<u64, u64>,
+}
+
+impl Backroom {
+    fn start(threads: usize) -> Backroom {
+        let pool = TaskPool::builder()
+            .task_worker_num(threads)
+            .on_task(|_cx, number| Ok(task(number)))
+            .build()
+            .expect("a pool");
+        Backroom { submitter: pool.submitter(), results: Rc::default(), _pool: pool }
+    }
 }
 
 impl Rival for Backroom {
     fn submit(&mut self, number: u64) {
-        // A server takes one stamp per batch of input; here every task gets its own, which costs more.
-        self.caller.submit(number, Instant::now());
+        let results = Rc::clone(&self.results);
+        let finish = move |_: &mut Submitter<_, _>, done: Finished<u64>| {
+            results.borrow_mut().push_back(done.into_result()?);
+            Ok(())
+        };
+        self.submitter.task_then(number, finish).expect("accepted");
     }
 
     fn wait(&mut self) -> u64 {
-        self.caller.wait().expect("a result")
+        loop {
+            if let Some(result) = self.results.borrow_mut().pop_front() {
+                return result;
+            }
+            self.submitter.run_finished_for(Duration::from_secs(60));
+        }
     }
 }
 
@@ -119,7 +144,6 @@ impl<E: FnMut(Job)> Rival for Closures<E> {
 }
 
 fn rivals(threads: usize) -> Vec<(&'static str, Box<dyn Rival>)> {
-    let pool = Pool::start(threads, task);
     let rayon = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("rayon");
     let threadpool = threadpool::ThreadPool::new(threads);
     let tokio = tokio::runtime::Builder::new_multi_thread()
@@ -129,7 +153,7 @@ fn rivals(threads: usize) -> Vec<(&'static str, Box<dyn Rival>)> {
         .map(Arc::new)
         .expect("tokio");
     vec![
-        ("backroom", Box::new(Backroom { caller: pool.caller(), _pool: pool })),
+        ("backroom", Box::new(Backroom::start(threads))),
         ("raw crossbeam pair", Box::new(RawPair::start(threads, 0))),
         ("raw pair, yielding", Box::new(RawPair::start(threads, 128))),
         ("threadpool", closures(move |job| threadpool.execute(|| job.run()))),

@@ -4,14 +4,34 @@ use std::time::Duration;
 
 use crate::error::BindError;
 use crate::net::Framing;
+use crate::task::PoolConfig;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
+    pub(crate) tasks: TaskConfig,
+    pub(crate) connections: ConnectionConfig,
+}
+
+/// Of the back room, with or without a socket.
+#[derive(Clone, Debug)]
+pub(crate) struct TaskConfig {
     pub(crate) task_worker_num: usize,
     pub(crate) task_worker_stack_size: usize,
+    /// `None`: no limit.
+    pub(crate) task_max_request: Option<u64>,
+    /// `None`: half of `task_max_request`.
+    pub(crate) task_max_request_grace: Option<u64>,
     pub(crate) queue_capacity: usize,
-    pub(crate) when_queue_full: WhenQueueFull,
     pub(crate) max_tasks_in_flight: usize,
+    pub(crate) max_results: usize,
+}
+
+/// Of the front of house.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectionConfig {
+    pub(crate) when_queue_full: WhenQueueFull,
+    pub(crate) results_in_order: bool,
+    pub(crate) cancel_on_close: bool,
     /// `None`: what the process's own limits allow.
     pub(crate) max_connections: Option<usize>,
     pub(crate) worker_stack_size: usize,
@@ -22,14 +42,26 @@ pub(crate) struct Config {
     pub(crate) write_timeout: Duration,
 }
 
-impl Default for Config {
-    fn default() -> Config {
-        Config {
+impl Default for TaskConfig {
+    fn default() -> TaskConfig {
+        TaskConfig {
             task_worker_num: 4,
             task_worker_stack_size: 2 * 1024 * 1024,
+            task_max_request: None,
+            task_max_request_grace: None,
             queue_capacity: 10_000,
-            when_queue_full: WhenQueueFull::Defer,
             max_tasks_in_flight: 64,
+            max_results: 64,
+        }
+    }
+}
+
+impl Default for ConnectionConfig {
+    fn default() -> ConnectionConfig {
+        ConnectionConfig {
+            when_queue_full: WhenQueueFull::Defer,
+            results_in_order: false,
+            cancel_on_close: false,
             max_connections: None,
             worker_stack_size: 256 * 1024,
             backlog: 1024,
@@ -60,37 +92,73 @@ const MIN_STACK: usize = 64 * 1024;
 /// More task workers than this is a slip of the pen.
 const MAX_TASK_WORKERS: usize = 10_000;
 
-impl Config {
-    /// What cannot work, named by its setter.
-    pub(crate) fn check(&self) -> Result<(), BindError> {
-        let at_least = |field, value: usize, least: usize| match value >= least {
-            true => Ok(()),
-            false => Err(BindError::Config { field, problem: format!("{value} is less than {least}") }),
-        };
+/// A value that cannot work, named by its setter.
+pub(crate) struct Unworkable {
+    pub(crate) field: &'static str,
+    pub(crate) problem: String,
+}
+
+fn at_least(field: &'static str, value: usize, least: usize) -> Result<(), Unworkable> {
+    match value >= least {
+        true => Ok(()),
+        false => Err(Unworkable { field, problem: format!("{value} is less than {least}") }),
+    }
+}
+
+impl TaskConfig {
+    pub(crate) fn check(&self) -> Result<(), Unworkable> {
         at_least("task_worker_num", self.task_worker_num, 1)?;
         at_least("task_worker_stack_size", self.task_worker_stack_size, MIN_STACK)?;
         at_least("queue_capacity", self.queue_capacity, 1)?;
         at_least("max_tasks_in_flight", self.max_tasks_in_flight, 1)?;
+        if self.task_worker_num > MAX_TASK_WORKERS {
+            let problem = format!("{} is more than {MAX_TASK_WORKERS}", self.task_worker_num);
+            return Err(Unworkable { field: "task_worker_num", problem });
+        }
+        if self.task_max_request == Some(0) {
+            return Err(Unworkable { field: "task_max_request", problem: "it is zero".to_owned() });
+        }
+        Ok(())
+    }
+
+    /// What the pool is started with, for at most so many submitters at once.
+    pub(crate) fn pool(&self, submitters: usize) -> PoolConfig {
+        let grace = |tasks: u64| self.task_max_request_grace.unwrap_or(tasks / 2);
+        PoolConfig {
+            task_worker_num: self.task_worker_num,
+            queue_capacity: self.queue_capacity,
+            submitters,
+            stack_size: self.task_worker_stack_size,
+            max_tasks: self.task_max_request.map(|tasks| (tasks, grace(tasks))),
+        }
+    }
+}
+
+impl ConnectionConfig {
+    fn check(&self) -> Result<(), Unworkable> {
         at_least("max_connections", self.max_connections.unwrap_or(1), 1)?;
         at_least("worker_stack_size", self.worker_stack_size, MIN_STACK)?;
         at_least("backlog", self.backlog as usize, 1)?;
         at_least("max_frame", self.max_frame, 1)?;
         at_least("max_outbox", self.max_outbox, 1)?;
-        if self.task_worker_num > MAX_TASK_WORKERS {
-            let problem = format!("{} is more than {MAX_TASK_WORKERS}", self.task_worker_num);
-            return Err(BindError::Config { field: "task_worker_num", problem });
-        }
         if self.write_timeout.is_zero() {
-            return Err(BindError::Config { field: "write_timeout", problem: "it is zero".to_owned() });
+            return Err(Unworkable { field: "write_timeout", problem: "it is zero".to_owned() });
         }
         if let Some(problem) = self.framing.problem() {
-            return Err(BindError::Config { field: "framing", problem: problem.to_owned() });
+            return Err(Unworkable { field: "framing", problem: problem.to_owned() });
         }
         Ok(())
     }
+}
+
+impl Config {
+    pub(crate) fn check(&self) -> Result<(), BindError> {
+        let checked = self.tasks.check().and_then(|()| self.connections.check());
+        checked.map_err(|Unworkable { field, problem }| BindError::Config { field, problem })
+    }
 
     pub(crate) fn max_connections(&self) -> usize {
-        self.max_connections.unwrap_or_else(connections_this_process_allows)
+        self.connections.max_connections.unwrap_or_else(connections_this_process_allows)
     }
 }
 

@@ -155,10 +155,13 @@ mod config;
 mod error;
 mod logging;
 mod net;
+mod observer;
 mod panic;
 mod patience;
+mod pool;
 mod server;
 mod stats;
+mod sync;
 mod task;
 
 /// The README's program is compiled, so that it stays true.
@@ -167,13 +170,19 @@ mod task;
 struct Readme;
 
 pub use config::WhenQueueFull;
-pub use error::{BindError, RunError, SendError, TaskError, TaskFailure, TryTaskError, WaitError};
+pub use error::{
+    BindError, BuildError, FinishError, JoinError, NotFinished, RunError, SendError, TaskError, TaskFailure,
+    TryTaskError, WaitError,
+};
 pub use net::Framing;
+pub use observer::Observer;
+pub use pool::{PoolReport, Submitter, TaskPool, TaskPoolBuilder};
 pub use server::{
     CloseReason, Connection, ConnectionId, ConnectionInfo, Link, Server, ServerBuilder, ServerHandle, ShutdownReport,
     stage,
 };
 pub use stats::{Stats, TaskStats};
-#[doc(hidden)]
-pub use task::alone as back_room;
-pub use task::{Finished, Outcome, TaskContext, TaskId, TaskInfo};
+pub use task::{
+    Finished, Later, Outcome, OutcomeKind, Priority, Progress, Repetition, ReplyDropped, Retry, TaskContext, TaskId,
+    TaskInfo, TaskOptions, With,
+};

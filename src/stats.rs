@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+
+use crate::task::OutcomeKind;
 
 /// A counter that only one thread writes, so that counting is a plain store.
 #[derive(Default)]
@@ -34,14 +37,34 @@ pub(crate) struct Ledger {
     pub(crate) done: Counter,
     pub(crate) failed: Counter,
     pub(crate) panicked: Counter,
+    pub(crate) timed_out: Counter,
+    pub(crate) cancelled: Counter,
     pub(crate) abandoned: Counter,
     pub(crate) late: Counter,
     pub(crate) delivered: Counter,
     pub(crate) orphaned: Counter,
+    pub(crate) one_way: Counter,
+    pub(crate) retried: Counter,
+    pub(crate) recycled: Counter,
     pub(crate) finish_errors: Counter,
     pub(crate) state_failures: Counter,
     /// 1 while this thread runs a task.
     pub(crate) running: Counter,
+}
+
+impl Ledger {
+    /// An outcome was decided.
+    pub(crate) fn count(&self, outcome: OutcomeKind) {
+        let counter = match outcome {
+            OutcomeKind::Done => &self.done,
+            OutcomeKind::Failed => &self.failed,
+            OutcomeKind::Panicked => &self.panicked,
+            OutcomeKind::TimedOut => &self.timed_out,
+            OutcomeKind::Cancelled => &self.cancelled,
+            OutcomeKind::Abandoned => &self.abandoned,
+        };
+        counter.add(1);
+    }
 }
 
 /// All ledgers of one pool: those in use, and the sum of those that are closed.
@@ -112,10 +135,15 @@ pub(crate) struct Totals {
     done: u64,
     failed: u64,
     panicked: u64,
+    timed_out: u64,
+    cancelled: u64,
     abandoned: u64,
     late: u64,
     delivered: u64,
     orphaned: u64,
+    one_way: u64,
+    retried: u64,
+    recycled: u64,
     pub(crate) finish_errors: u64,
     pub(crate) state_failures: u64,
     running: u64,
@@ -131,6 +159,9 @@ impl Totals {
     fn add_deliveries(&mut self, ledger: &Ledger) {
         self.delivered += ledger.delivered.get();
         self.orphaned += ledger.orphaned.get();
+        self.one_way += ledger.one_way.get();
+        self.retried += ledger.retried.get();
+        self.recycled += ledger.recycled.get();
         self.finish_errors += ledger.finish_errors.get();
         self.state_failures += ledger.state_failures.get();
     }
@@ -140,6 +171,8 @@ impl Totals {
         self.done += ledger.done.get();
         self.failed += ledger.failed.get();
         self.panicked += ledger.panicked.get();
+        self.timed_out += ledger.timed_out.get();
+        self.cancelled += ledger.cancelled.get();
         self.abandoned += ledger.abandoned.get();
         self.late += ledger.late.get();
     }
@@ -148,30 +181,62 @@ impl Totals {
         self.accepted += ledger.accepted.get();
     }
 
-    pub(crate) fn task_stats(&self) -> TaskStats {
-        let outcomes = self.done + self.failed + self.panicked + self.abandoned;
+    /// How many tasks have no outcome.
+    pub(crate) fn pending(&self) -> u64 {
+        self.task_stats(&Whereabouts::default()).pending
+    }
+
+    /// The books, together with where the tasks are that have no outcome.
+    pub(crate) fn task_stats(&self, at: &Whereabouts) -> TaskStats {
+        let outcomes = self.done + self.failed + self.panicked + self.timed_out + self.cancelled + self.abandoned;
         let pending = self.accepted - outcomes.min(self.accepted);
         TaskStats {
             accepted: self.accepted,
             done: self.done,
             failed: self.failed,
             panicked: self.panicked,
+            timed_out: self.timed_out,
+            cancelled: self.cancelled,
             abandoned: self.abandoned,
             pending,
-            queued: pending - self.running.min(pending),
-            running: self.running,
+            queued: pending.saturating_sub(at.running + at.delayed + at.later),
+            queued_high: at.queued[0],
+            queued_normal: at.queued[1],
+            queued_low: at.queued[2],
+            oldest_queued: at.oldest_queued,
+            running: at.running,
+            delayed: at.delayed,
+            to_be_finished_later: at.later,
+            task_workers_busy: self.running,
+            task_workers_idle: at.task_workers.saturating_sub(self.running),
             late: self.late,
+            retried: self.retried,
             delivered: self.delivered,
             orphaned: self.orphaned,
+            one_way: self.one_way,
+            recycled: self.recycled,
         }
     }
+}
+
+/// Where the tasks are that have no outcome, and who might run them.
+#[derive(Default)]
+pub(crate) struct Whereabouts {
+    pub(crate) running: u64,
+    pub(crate) delayed: u64,
+    pub(crate) later: u64,
+    /// By priority.
+    pub(crate) queued: [u64; 3],
+    pub(crate) oldest_queued: Option<Duration>,
+    pub(crate) task_workers: u64,
 }
 
 /// The books of a task pool at one moment.
 ///
 /// Two accounts balance, exactly so while nothing moves:
-/// `accepted = done + failed + panicked + abandoned + pending`, and
-/// `outcomes() = delivered + orphaned` once every outcome has reached its worker.
+/// `accepted = done + failed + panicked + timed_out + cancelled + abandoned + pending`, and
+/// `outcomes() = delivered + orphaned + one_way` once every outcome has reached its submitter. And
+/// `pending = queued + running + delayed + to_be_finished_later`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TaskStats {
@@ -183,26 +248,54 @@ pub struct TaskStats {
     pub failed: u64,
     /// Tasks that panicked.
     pub panicked: u64,
+    /// Tasks whose deadline came first.
+    pub timed_out: u64,
+    /// Tasks that were cancelled.
+    pub cancelled: u64,
     /// Tasks given up because a shutdown's deadline came first.
     pub abandoned: u64,
-    /// Tasks that have no outcome yet: those that are queued or running.
+    /// Tasks that have no outcome yet.
     pub pending: u64,
-    /// Tasks that wait for a task worker.
+    /// Tasks that wait for a task worker. Swoole's `tasking_num`.
     pub queued: u64,
-    /// Task workers that run a task right now. After a shutdown's deadline, those that still run an abandoned one.
+    /// Of high priority. With those of the other priorities, this includes tasks that have timed out or were cancelled
+    /// while they waited, until a task worker comes across them.
+    pub queued_high: u64,
+    /// Of normal priority.
+    pub queued_normal: u64,
+    /// Of low priority.
+    pub queued_low: u64,
+    /// How long the task has waited that has waited longest.
+    pub oldest_queued: Option<Duration>,
+    /// Tasks that run and have no outcome yet.
     pub running: u64,
+    /// Tasks that are delayed, or wait for their next attempt.
+    pub delayed: u64,
+    /// Tasks whose reply was taken away.
+    pub to_be_finished_later: u64,
+    /// Task workers that are inside `on_task`, or a closure. It may be one whose outcome is decided already: after a
+    /// shutdown's deadline, an abandoned one.
+    pub task_workers_busy: u64,
+    /// The other task workers. Swoole's `task_idle_worker_num`.
+    pub task_workers_idle: u64,
     /// Tasks that ended after they were given up. Their outcome had been decided, so this is nothing else.
     pub late: u64,
-    /// Outcomes that reached the worker that submitted the task.
+    /// Attempts that failed and were followed by another.
+    pub retried: u64,
+    /// Outcomes that reached who submitted the task.
     pub delivered: u64,
     /// Outcomes that came too late for a connection that had closed.
     pub orphaned: u64,
+    /// Outcomes of one-way tasks, of which nobody was to hear.
+    pub one_way: u64,
+    /// Times a task worker has renewed its state, after `task_max_request` tasks or by `recycle`.
+    pub recycled: u64,
 }
 
 impl TaskStats {
     /// How many tasks have ended, one way or another.
     pub fn outcomes(&self) -> u64 {
-        self.done + self.failed + self.panicked + self.abandoned
+        self.done + self.failed + self.panicked + self.timed_out + self.cancelled + self.abandoned
     }
 }
 
@@ -235,7 +328,7 @@ mod tests {
         worker.accepted.add(3);
         task_worker.done.add(1);
         drop(worker);
-        let stats = books.read().task_stats();
+        let stats = books.read().task_stats(&Whereabouts::default());
         assert_eq!((stats.accepted, stats.done, stats.pending), (3, 1, 2));
     }
 }

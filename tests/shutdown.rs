@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backroom::{CloseReason, Framing, Outcome, Server, TaskError, WaitError};
+use backroom::{CloseReason, Framing, JoinError, Outcome, Server, TaskError};
 use common::{Client, Gate, PATIENCE, assert_balanced, events, run};
 
 fn echo(task: impl Fn(&[u8]) + Send + Sync + 'static) -> Server {
@@ -302,7 +302,7 @@ fn a_callback_may_begin_the_shutdown_but_not_wait_for_it() {
         if let Ok(mut client) = client {
             let _ = client.write_all(b"x");
         }
-        assert_eq!(waited.next(), Err(WaitError::InCallback), "{place}");
+        assert_eq!(waited.next(), Err(JoinError::InCallback), "{place}");
         let report = server.ended();
         assert_eq!(handle.wait(), Ok(report), "elsewhere the same report is had");
     }
@@ -343,8 +343,8 @@ fn a_server_that_never_runs_gives_back_its_port_and_its_threads() {
     });
     drop(server);
     dropped.pass();
-    assert_eq!(waiting.join().unwrap(), Err(WaitError::NeverRan));
-    assert_eq!(handle.wait(), Err(WaitError::NeverRan));
+    assert_eq!(waiting.join().unwrap(), Err(JoinError::NeverRan));
+    assert_eq!(handle.wait(), Err(JoinError::NeverRan));
     assert_eq!(Arc::strong_count(&made), 1, "the threads and their states are gone");
     drop(TcpListener::bind(addr).expect("the port is free"));
 }
@@ -429,7 +429,7 @@ fn on_start_that_fails_has_given_everything_back_when_that_is_known() {
         .unwrap();
     let (handle, addr) = (server.handle(), server.local_addr());
     let running = thread::spawn(|| server.run());
-    assert_eq!(handle.wait(), Err(WaitError::NeverRan));
+    assert_eq!(handle.wait(), Err(JoinError::NeverRan));
     drop(TcpListener::bind(addr).expect("the port is free"));
     assert!(running.join().unwrap().is_err());
 }

@@ -4,19 +4,23 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use super::Server;
 use super::connection::{CloseReason, Connection};
 use super::handle::{Core, ServerHandle};
 use super::lifecycle::ShutdownReport;
 use super::registry::Registry;
-use super::service::{Callbacks, MakeSession, OnClose, OnConnect, OnFinish, OnReceive, Service};
+use super::service::{Callbacks, MakeSession, OnClose, OnConnect, OnReceive, Service};
 use super::workers::Workers;
+use super::{BackRoom, Server};
 use crate::config::Config;
 use crate::error::BindError;
 use crate::net::{Listener, Sleeper};
-use crate::task::{Finished, PoolConfig, StartError, TaskContext, TaskPool, Wake};
+use crate::observer::Observer;
+use crate::task::{
+    Finished, Hooks, OnFinish, OnProgress, OnTask, Pool, Progress, StartError, StartHook, StopHook, TaskContext,
+    TaskId, Wake,
+};
 
 /// How far a [`ServerBuilder`] has come.
 pub mod stage {
@@ -28,8 +32,6 @@ pub mod stage {
     pub enum Callbacks {}
 }
 
-type MakeWorkerState<W> = Box<dyn Fn(usize) -> anyhow::Result<W> + Send + Sync>;
-type OnTask<T, R, W> = Box<dyn Fn(&mut TaskContext<W, ServerHandle>, T) -> anyhow::Result<R> + Send + Sync>;
 pub(super) type OnStart = Box<dyn FnOnce(&ServerHandle) -> anyhow::Result<()> + Send>;
 pub(super) type OnShutdown = Box<dyn FnOnce(&ShutdownReport) -> anyhow::Result<()> + Send>;
 
@@ -43,12 +45,15 @@ pub(super) type OnShutdown = Box<dyn FnOnce(&ShutdownReport) -> anyhow::Result<(
 pub struct ServerBuilder<T, R, S = (), W = (), Stage = stage::State> {
     pub(crate) config: Config,
     session: MakeSession<S>,
-    task_worker: MakeWorkerState<W>,
+    observer: Option<Arc<dyn Observer>>,
+    task_worker: StartHook<W>,
+    task_worker_stop: Option<StopHook<W>>,
     on_start: Option<OnStart>,
     on_connect: Option<OnConnect<T, R, S>>,
     on_receive: Option<OnReceive<T, R, S>>,
-    on_task: Option<OnTask<T, R, W>>,
-    on_finish: Option<OnFinish<T, R, S>>,
+    on_task: Option<OnTask<T, R, W, ServerHandle>>,
+    on_finish: Option<Box<OnFinish<R, Connection<T, R, S>>>>,
+    on_progress: Option<Box<OnProgress<Connection<T, R, S>>>>,
     on_close: Option<OnClose<T, R, S>>,
     on_shutdown: Option<OnShutdown>,
     stage: PhantomData<Stage>,
@@ -59,12 +64,15 @@ impl<T, R> ServerBuilder<T, R> {
         ServerBuilder {
             config: Config::default(),
             session: Box::new(|_| ()),
+            observer: None,
             task_worker: Box::new(|_| Ok(())),
+            task_worker_stop: None,
             on_start: None,
             on_connect: None,
             on_receive: None,
             on_task: None,
             on_finish: None,
+            on_progress: None,
             on_close: None,
             on_shutdown: None,
             stage: PhantomData,
@@ -80,12 +88,15 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
         ServerBuilder {
             config: self.config,
             session: Box::new(make),
+            observer: self.observer,
             task_worker: self.task_worker,
+            task_worker_stop: self.task_worker_stop,
             on_start: self.on_start,
             on_connect: None,
             on_receive: None,
             on_task: None,
             on_finish: None,
+            on_progress: None,
             on_close: None,
             on_shutdown: self.on_shutdown,
             stage: PhantomData,
@@ -105,12 +116,15 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
         ServerBuilder {
             config: self.config,
             session: self.session,
+            observer: self.observer,
             task_worker: Box::new(make),
+            task_worker_stop: None,
             on_start: self.on_start,
             on_connect: None,
             on_receive: None,
             on_task: None,
             on_finish: None,
+            on_progress: None,
             on_close: None,
             on_shutdown: self.on_shutdown,
             stage: PhantomData,
@@ -120,6 +134,19 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
 
 /// The events of the server itself.
 impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
+    /// Is told what happens; replaces one given before.
+    pub fn observer(mut self, observer: Arc<impl Observer + 'static>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Is given the state of a task worker when that gives it up: at the end, or to renew it; not after a panic, which
+    /// may have left it half changed. Runs on the thread that owns the state. Swoole's `WorkerStop`, for task workers.
+    pub fn task_worker_stop(mut self, stop: impl Fn(usize, W) + Send + Sync + 'static) -> Self {
+        self.task_worker_stop = Some(Box::new(stop));
+        self
+    }
+
     /// Runs once on the thread that called `run`, before the first client is accepted. An error ends `run`.
     /// Swoole's `Start`.
     pub fn on_start(mut self, callback: impl FnOnce(&ServerHandle) -> anyhow::Result<()> + Send + 'static) -> Self {
@@ -145,12 +172,15 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         ServerBuilder {
             config: self.config,
             session: self.session,
+            observer: self.observer,
             task_worker: self.task_worker,
+            task_worker_stop: self.task_worker_stop,
             on_start: self.on_start,
             on_connect: self.on_connect,
             on_receive: self.on_receive,
             on_task: self.on_task,
             on_finish: self.on_finish,
+            on_progress: self.on_progress,
             on_close: self.on_close,
             on_shutdown: self.on_shutdown,
             stage: PhantomData,
@@ -182,7 +212,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// becomes the task's [`Outcome`](crate::Outcome). Swoole's `Task`, whose `return` and `finish` are one here.
     pub fn on_task<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
     where
-        F: Fn(&mut TaskContext<W, ServerHandle>, T) -> anyhow::Result<R> + Send + Sync + 'static,
+        F: Fn(&mut TaskContext<T, R, W, ServerHandle>, T) -> anyhow::Result<R> + Send + Sync + 'static,
     {
         ServerBuilder { on_task: Some(Box::new(callback)), ..self.settled() }
     }
@@ -194,6 +224,15 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         F: Fn(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + Send + Sync + 'static,
     {
         ServerBuilder { on_finish: Some(Box::new(callback)), ..self.settled() }
+    }
+
+    /// Runs when a task of this connection has said [how far it has come](crate::TaskInfo::progress), with the latest of
+    /// what it said. An error is logged and counted with those of finish closures.
+    pub fn on_progress<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut Connection<T, R, S>, TaskId, Progress) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        ServerBuilder { on_progress: Some(Box::new(callback)), ..self.settled() }
     }
 
     /// Runs once when a connection has closed, whatever closed it (but not where `session` panicked: then there is no
@@ -222,15 +261,20 @@ where
         let on_receive = self.on_receive.ok_or(BindError::Missing("on_receive"))?;
         let on_task = self.on_task.ok_or(BindError::Missing("on_task"))?;
 
-        let listener = listen(address, self.config.backlog)?;
+        let listener = listen(address, self.config.connections.backlog)?;
         let local_addr = listener.local_addr();
         let sleeper = Sleeper::new().map_err(BindError::Waker)?;
         let max_connections = self.config.max_connections();
-        let core = Arc::new(Core::new(local_addr, Registry::new(max_connections, Arc::clone(sleeper.waker()))));
-        let pool = start_pool(&self.config, &core, self.task_worker, on_task)?;
+        let core = Arc::new(Core::new(
+            local_addr,
+            Registry::new(max_connections, Arc::clone(sleeper.waker())),
+            self.observer.clone(),
+        ));
+        let hooks = Hooks { start: self.task_worker, stop: self.task_worker_stop, on_task };
+        let pool = start_pool(&self.config, &core, hooks, self.observer)?;
         log::info!(
             "listening on {local_addr}: {} task workers, at most {max_connections} connections",
-            self.config.task_worker_num
+            self.config.tasks.task_worker_num
         );
 
         let service = Arc::new(Service {
@@ -242,6 +286,7 @@ where
                 on_connect: self.on_connect,
                 on_receive,
                 on_finish: self.on_finish,
+                on_progress: self.on_progress,
                 on_close: self.on_close,
             },
         });
@@ -272,29 +317,29 @@ fn listen(address: impl ToSocketAddrs + fmt::Debug, backlog: u32) -> Result<List
 fn start_pool<T, R, W>(
     config: &Config,
     core: &Arc<Core>,
-    make_state: MakeWorkerState<W>,
-    on_task: OnTask<T, R, W>,
-) -> Result<Arc<TaskPool<T, R>>, BindError>
+    mut hooks: Hooks<T, R, W, ServerHandle>,
+    observer: Option<Arc<dyn Observer>>,
+) -> Result<Arc<Pool<T, R>>, BindError>
 where
     T: Send + 'static,
     R: Send + 'static,
     W: 'static,
 {
-    let pool_config = PoolConfig {
-        task_worker_num: config.task_worker_num,
-        queue_capacity: config.queue_capacity,
-        submitters: config.max_connections(),
-        stack_size: config.task_worker_stack_size,
-    };
-    let thread_core = Arc::clone(core);
-    let make_state = move |index| {
+    let (thread_core, start) = (Arc::clone(core), hooks.start);
+    hooks.start = Box::new(move |index| {
         thread_core.claim_thread();
-        make_state(index)
-    };
+        start(index)
+    });
     let owner = Arc::clone(core) as Arc<dyn Wake>;
     let origin = ServerHandle { core: Arc::clone(core) };
-    match TaskPool::start(pool_config, Arc::clone(&core.books), make_state, on_task, origin, owner) {
-        Ok(pool) => Ok(Arc::new(pool)),
+    let pool_config = config.tasks.pool(config.max_connections());
+    match Pool::start(&pool_config, &core.books, hooks, origin, owner, observer) {
+        Ok(pool) => {
+            let pool = Arc::new(pool);
+            let back_room = Arc::downgrade(&pool) as Weak<dyn BackRoom>;
+            let _ = core.back_room.set(back_room);
+            Ok(pool)
+        }
         Err(StartError::Threads(message)) => Err(BindError::TaskWorkers(message)),
         Err(StartError::State { worker_index, error }) => Err(BindError::TaskWorkerState { worker_index, error }),
     }

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::Duration;
 
 use super::handle::ServerHandle;
 use super::registry::ConnectionId;
-use crate::error::{SendError, TaskError, TryTaskError};
+use crate::error::{SendError, TaskError, TaskFailure, TryTaskError, WaitError};
 use crate::net::{Outbox, Stream};
-use crate::task::{Finished, Submitter, TaskId, WhenFull};
+use crate::task::{BeforeWait, Finished, Port, Progress, Repetition, TaskId, TaskOptions, With};
 
 /// One client, as its callbacks see it: its session `S` on one side, its [`Link`] to the client and to the back
 /// room on the other. `T` is what its tasks are given, `R` what they return.
@@ -61,9 +61,47 @@ impl<T, R, S> Connection<T, R, S> {
         self.link.server()
     }
 
-    /// How many tasks of this connection have no outcome delivered yet.
+    /// Sends `bytes` to the client; they are taken all or not at all. Never blocks: they are written when the
+    /// callback has returned, with what else was sent in the same batch, or before that once 64 KiB have gathered.
+    /// An error where the connection is closed or closing, where `max_outbox` bytes already wait that the client does
+    /// not take, and where these are more than that.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
+        self.link.send(bytes)
+    }
+
+    /// Closes this connection once what was sent is flushed, without waiting for its tasks. No callback but
+    /// `on_close` follows the current one.
+    pub fn close(&mut self) {
+        self.link.close();
+    }
+}
+
+/// Tasks. Their outcomes come to this connection's worker.
+impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
+    /// How many tasks have no outcome delivered yet, of those whose outcome comes to this connection.
     pub fn tasks_in_flight(&self) -> usize {
         self.link.tasks_in_flight()
+    }
+
+    /// The ways of submitting a task that is not like all others: with a priority, a deadline, a delay, …
+    ///
+    /// ```
+    /// use backroom::{Priority, TaskOptions};
+    ///
+    /// # fn main() -> Result<(), backroom::BindError> {
+    /// let server = backroom::Server::builder()
+    ///     .on_receive(|conn, data| {
+    ///         conn.with(TaskOptions::new().priority(Priority::Low)).task(data.to_vec())?;
+    ///         Ok(())
+    ///     })
+    ///     .on_task(|_cx, data: Vec<u8>| Ok(data.len()))
+    ///     .bind("127.0.0.1:0")?;
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with(&mut self, options: TaskOptions<T>) -> With<'_, T, R, Self> {
+        self.link.with(options)
     }
 
     /// Hands a task to the task workers and returns its id at once. Its outcome comes to `on_finish`, on this
@@ -78,7 +116,8 @@ impl<T, R, S> Connection<T, R, S> {
     }
 
     /// A [`task`](Self::task) with a finish closure of its own, which runs instead of `on_finish`, on this
-    /// worker; so it need not be `Send`. The third parameter of Swoole's `task`.
+    /// worker; so it need not be `Send`. It is given the outcome, and no result that the task gave before. The third
+    /// parameter of Swoole's `task`.
     ///
     /// It is dropped unrun if the connection closes first.
     ///
@@ -103,7 +142,49 @@ impl<T, R, S> Connection<T, R, S> {
     where
         F: FnOnce(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + 'static,
     {
-        self.link.task_then(data, finish)
+        self.link.plain().task_then(data, finish)
+    }
+
+    /// A [`task`](Self::task) with a finish closure for each result that it gives by
+    /// [`finish`](crate::TaskInfo::finish), and for its outcome, which comes [last](Finished::is_last).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), backroom::BindError> {
+    /// let server = backroom::Server::builder()
+    ///     .on_task(|cx, pages: u32| {
+    ///         for page in 1..pages {
+    ///             cx.finish(page)?;
+    ///         }
+    ///         Ok(pages)
+    ///     })
+    ///     .on_receive(|conn, _data| {
+    ///         let mut pages = Vec::new();
+    ///         conn.task_each(3, move |conn, done| {
+    ///             let is_last = done.is_last();
+    ///             pages.push(done.into_result()?);
+    ///             if is_last {
+    ///                 conn.send(format!("{pages:?}\n"))?;
+    ///             }
+    ///             Ok(())
+    ///         })?;
+    ///         Ok(())
+    ///     })
+    ///     .bind("127.0.0.1:0")?;
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn task_each<F>(&mut self, data: T, finish: F) -> Result<TaskId, TaskError>
+    where
+        F: FnMut(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + 'static,
+    {
+        self.link.plain().task_each(data, finish)
+    }
+
+    /// A [`task`](Self::task) of whose outcome nobody hears; it is still counted. It takes no place among
+    /// `max_tasks_in_flight`, outlives its connection, and cannot be cancelled.
+    pub fn task_oneway(&mut self, data: T) -> Result<TaskId, TaskError> {
+        self.link.plain().task_oneway(data)
     }
 
     /// A [`task`](Self::task) that is refused at `queue_capacity` and at `max_tasks_in_flight`, and whose
@@ -130,18 +211,103 @@ impl<T, R, S> Connection<T, R, S> {
         self.link.try_task(data)
     }
 
-    /// Sends `bytes` to the client; they are taken all or not at all. Never blocks: they are written when the
-    /// callback has returned, with what else was sent in the same batch, or before that once 64 KiB have gathered.
-    /// An error where the connection is closed or closing, where `max_outbox` bytes already wait that the client does
-    /// not take, and where these are more than that.
-    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
-        self.link.send(bytes)
+    /// Runs a closure on a task worker, and `finish` with what it returned on this one: for one-off work beside the
+    /// tasks of `on_task`, with the same queue, outcomes and books. A panic in it is an outcome, and leaves the state
+    /// of the task worker alone.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), backroom::BindError> {
+    /// let server = backroom::Server::builder::<(), ()>()
+    ///     .on_receive(|conn, data| {
+    ///         let path = String::from_utf8_lossy(data).into_owned();
+    ///         conn.run(
+    ///             move || std::fs::read_to_string(path),
+    ///             |conn, read| match read? {
+    ///                 Ok(text) => Ok(conn.send(text)?),
+    ///                 Err(error) => Ok(conn.send(format!("{error}\n"))?),
+    ///             },
+    ///         )?;
+    ///         Ok(())
+    ///     })
+    ///     .on_task(|_cx, ()| Ok(()))
+    ///     .bind("127.0.0.1:0")?;
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn run<X, W, F>(&mut self, work: W, finish: F) -> Result<TaskId, TaskError>
+    where
+        X: Send + 'static,
+        W: FnOnce() -> X + Send + 'static,
+        F: FnOnce(&mut Connection<T, R, S>, Result<X, TaskFailure>) -> anyhow::Result<()> + 'static,
+    {
+        self.link.plain().run(work, finish)
     }
 
-    /// Closes this connection once what was sent is flushed, without waiting for its tasks. No callback but
-    /// `on_close` follows the current one.
-    pub fn close(&mut self) {
-        self.link.close();
+    /// Submits a task and blocks this connection's worker until it has ended, or until `timeout`, which is the task's
+    /// deadline as well. Swoole's `taskwait`, there with half a second.
+    ///
+    /// What was sent to the client is written before, as far as it takes it. Nothing of this connection happens
+    /// meanwhile: what comes is put aside and delivered after. The task takes no place among `max_tasks_in_flight`,
+    /// and none in [the order of results](crate::ServerBuilder::results_in_order), so a finish closure may wait too.
+    /// What comes after the time is discarded and counted as late. A shutdown's deadline ends the wait.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), backroom::BindError> {
+    /// let server = backroom::Server::builder()
+    ///     .on_receive(|conn, data| {
+    ///         let answer = match conn.task_wait(data.to_vec(), Duration::from_secs(2)) {
+    ///             Ok(bytes) => format!("{bytes} bytes\n"),
+    ///             Err(error) => format!("sorry: {error}\n"),
+    ///         };
+    ///         Ok(conn.send(answer)?)
+    ///     })
+    ///     .on_task(|_cx, data: Vec<u8>| Ok(data.len()))
+    ///     .bind("127.0.0.1:0")?;
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn task_wait(&mut self, data: T, timeout: Duration) -> Result<R, WaitError> {
+        self.link.plain().task_wait(data, timeout)
+    }
+
+    /// Submits tasks and blocks until all have ended, or for `timeout` in all, as [`task_wait`](Self::task_wait) does.
+    /// The results are in the order of the tasks, one for each. Swoole's `taskWaitMulti` and `taskCo`, there with at
+    /// most 1,023 tasks and without a place for those that timed out.
+    pub fn task_wait_multi(&mut self, data: Vec<T>, timeout: Duration) -> Vec<Result<R, WaitError>> {
+        self.link.plain().task_wait_multi(data, timeout)
+    }
+
+    /// Submits a task once every `period`, the first after one period, until the [`Repetition`] is stopped or the
+    /// connection closes; each has a payload that `make` makes, on the timer's thread, so it should be quick. Outcomes
+    /// come to `on_finish`.
+    ///
+    /// A firing is left out while as many tasks wait as `queue_capacity` allows, and while this connection has four
+    /// times `max_tasks_in_flight` of such outcomes to hear of. If `make` panics, that is the end of it. The ids are
+    /// [the repetition's own](Repetition::number).
+    pub fn task_every<F>(&mut self, period: Duration, make: F) -> Result<Repetition, TaskError>
+    where
+        F: FnMut() -> T + Send + 'static,
+    {
+        self.link.plain().task_every(period, make)
+    }
+
+    /// Cancels a task of this connection: if it has not started it never runs, and if it is running,
+    /// [`cancelled`](crate::TaskInfo::cancelled) says so to it. Its outcome is
+    /// [`Cancelled`](crate::Outcome::Cancelled) at once either way, and comes to its finish closure.
+    ///
+    /// False, and nothing happens, if its outcome is decided already, and for tasks that are not to be heard of here
+    /// or that this connection did not submit itself.
+    pub fn cancel(&mut self, task: TaskId) -> bool {
+        self.link.cancel(task)
+    }
+
+    /// How far a task has come, if it is running and has [said so](crate::TaskInfo::progress).
+    pub fn progress(&self, task: TaskId) -> Option<Progress> {
+        self.link.progress(task)
     }
 }
 
@@ -149,16 +315,17 @@ impl<T, R, S> Connection<T, R, S> {
 /// [`Connection::parts`].
 pub struct Link<T, R, S = ()> {
     pub(super) id: ConnectionId,
+    pub(super) wire: Wire,
+    /// Closed once the worker knows of a shutdown.
+    pub(super) port: Port<T, R, Connection<T, R, S>>,
+    pub(super) server: ServerHandle,
+    pub(super) state: LinkState,
+}
+
+/// The way to the client.
+pub(super) struct Wire {
     pub(super) stream: Stream,
     pub(super) outbox: Outbox,
-    pub(super) submitter: Submitter<T, R, FinishClosure<T, R, S>>,
-    pub(super) server: ServerHandle,
-    pub(super) when_full: WhenFull,
-    pub(super) state: LinkState,
-    /// False once the worker knows of a shutdown.
-    pub(super) accepts_tasks: bool,
-    /// The stamp of what is submitted in this turn of the worker's loop; taken when first needed.
-    pub(super) now: Option<Instant>,
 }
 
 /// Whether there is anyone to send to.
@@ -171,14 +338,52 @@ pub(super) enum LinkState {
     Closed,
 }
 
-/// What runs on the worker when the outcome of its task arrives.
-#[expect(clippy::type_complexity)]
-pub(super) struct FinishClosure<T, R, S>(
-    pub(super) Box<dyn FnOnce(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()>>,
-);
-
 /// `send` does not gather more than this before it writes.
 const WRITE_THROUGH: usize = 64 * 1024;
+
+impl<T: Send + 'static, R: Send + 'static, S> Link<T, R, S> {
+    /// How many tasks have no outcome delivered yet; see [`Connection::tasks_in_flight`].
+    pub fn tasks_in_flight(&self) -> usize {
+        self.port.in_flight()
+    }
+
+    /// All the ways of submitting a task, with options; see [`Connection::with`].
+    pub fn with(&mut self, options: TaskOptions<T>) -> With<'_, T, R, Connection<T, R, S>> {
+        With::new(&mut self.port, Some(options), Some(&mut self.wire))
+    }
+
+    fn plain(&mut self) -> With<'_, T, R, Connection<T, R, S>> {
+        With::new(&mut self.port, None, Some(&mut self.wire))
+    }
+
+    /// Hands a task to the task workers; see [`Connection::task`].
+    pub fn task(&mut self, data: T) -> Result<TaskId, TaskError> {
+        self.plain().task(data)
+    }
+
+    /// Hands over a task with a finish closure of its own; see [`Connection::task_then`].
+    pub fn task_then<F>(&mut self, data: T, finish: F) -> Result<TaskId, TaskError>
+    where
+        F: FnOnce(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + 'static,
+    {
+        self.plain().task_then(data, finish)
+    }
+
+    /// Hands over a task unless the queue is full; see [`Connection::try_task`].
+    pub fn try_task(&mut self, data: T) -> Result<TaskId, TryTaskError<T>> {
+        self.plain().try_task(data)
+    }
+
+    /// Cancels a task; see [`Connection::cancel`].
+    pub fn cancel(&mut self, task: TaskId) -> bool {
+        self.port.cancel(task)
+    }
+
+    /// How far a task has come; see [`Connection::progress`].
+    pub fn progress(&self, task: TaskId) -> Option<Progress> {
+        self.port.progress(task)
+    }
+}
 
 impl<T, R, S> Link<T, R, S> {
     /// The id of this connection.
@@ -188,54 +393,17 @@ impl<T, R, S> Link<T, R, S> {
 
     /// The address of the client.
     pub fn peer_addr(&self) -> SocketAddr {
-        self.stream.peer_addr()
+        self.wire.stream.peer_addr()
     }
 
     /// The address the client connected to.
     pub fn local_addr(&self) -> SocketAddr {
-        self.stream.local_addr()
+        self.wire.stream.local_addr()
     }
 
     /// The server.
     pub fn server(&self) -> &ServerHandle {
         &self.server
-    }
-
-    /// How many tasks of this connection have no outcome delivered yet.
-    pub fn tasks_in_flight(&self) -> usize {
-        self.submitter.in_flight()
-    }
-
-    /// Hands a task to the task workers; see [`Connection::task`].
-    pub fn task(&mut self, data: T) -> Result<TaskId, TaskError> {
-        self.submit(data, None, self.when_full).map_err(|(reason, _)| reason)
-    }
-
-    /// Hands over a task with a finish closure of its own; see [`Connection::task_then`].
-    pub fn task_then<F>(&mut self, data: T, finish: F) -> Result<TaskId, TaskError>
-    where
-        F: FnOnce(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + 'static,
-    {
-        let finish = FinishClosure(Box::new(finish));
-        self.submit(data, Some(finish), self.when_full).map_err(|(reason, _)| reason)
-    }
-
-    /// Hands over a task unless the queue is full; see [`Connection::try_task`].
-    pub fn try_task(&mut self, data: T) -> Result<TaskId, TryTaskError<T>> {
-        self.submit(data, None, WhenFull::RefuseAtCap).map_err(|(reason, payload)| TryTaskError { reason, payload })
-    }
-
-    fn submit(
-        &mut self,
-        data: T,
-        finish: Option<FinishClosure<T, R, S>>,
-        when_full: WhenFull,
-    ) -> Result<TaskId, (TaskError, T)> {
-        if !self.accepts_tasks {
-            return Err((TaskError::ShuttingDown, data));
-        }
-        let now = *self.now.get_or_insert_with(Instant::now);
-        self.submitter.submit(data, finish, when_full, now)
     }
 
     /// Sends bytes to the client; see [`Connection::send`].
@@ -244,14 +412,14 @@ impl<T, R, S> Link<T, R, S> {
         if !matches!(self.state, LinkState::Open) {
             return Err(SendError::Closed);
         }
-        if bytes.len() > self.outbox.limit() {
+        if bytes.len() > self.wire.outbox.limit() {
             return Err(SendError::TooLong);
         }
-        if self.outbox.push(bytes).is_err() {
+        if self.wire.outbox.push(bytes).is_err() {
             self.write_through()?;
-            return self.outbox.push(bytes).map_err(|_| SendError::OutboxFull);
+            return self.wire.outbox.push(bytes).map_err(|_| SendError::OutboxFull);
         }
-        if self.outbox.len() >= WRITE_THROUGH {
+        if self.wire.outbox.len() >= WRITE_THROUGH {
             self.write_through()?;
         }
         Ok(())
@@ -265,10 +433,27 @@ impl<T, R, S> Link<T, R, S> {
     }
 
     fn write_through(&mut self) -> Result<(), SendError> {
-        self.outbox.flush(&mut self.stream).map_err(|error| {
+        self.wire.flush().map_err(|error| {
             self.state = LinkState::Broken(error);
             SendError::Closed
         })
+    }
+}
+
+impl Wire {
+    /// Writes what the client takes now.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        match self.outbox.is_empty() {
+            true => Ok(()),
+            false => self.outbox.flush(&mut self.stream),
+        }
+    }
+}
+
+impl BeforeWait for Wire {
+    fn before_wait(&mut self) {
+        // If the connection is broken, the worker will find out.
+        let _ = self.flush();
     }
 }
 

@@ -3,16 +3,18 @@
 use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use super::BackRoom;
 use super::lifecycle::{Lifecycle, ShutdownReport};
 use super::registry::{ConnectionId, ConnectionInfo, Registry};
-use crate::error::{SendError, WaitError};
-use crate::logging::LogLimit;
+use crate::error::{JoinError, SendError};
+use crate::logging::{LogLimit, foreign};
+use crate::observer::Observer;
 use crate::panic::catch;
-use crate::stats::{Books, Stats};
+use crate::stats::{Books, Stats, Whereabouts};
 use crate::task::{TaskInfo, Wake};
 
 /// What all threads of one server share, whatever the types of its tasks.
@@ -23,6 +25,9 @@ pub(super) struct Core {
     pub(super) registry: Arc<Registry>,
     pub(super) books: Arc<Books>,
     callback_log: LogLimit,
+    observer: Option<Arc<dyn Observer>>,
+    /// The task pool, once there is one. It holds this, so this does not hold it.
+    pub(super) back_room: OnceLock<Weak<dyn BackRoom>>,
 }
 
 static SERVERS: AtomicU64 = AtomicU64::new(0);
@@ -33,7 +38,7 @@ thread_local! {
 }
 
 impl Core {
-    pub(super) fn new(local_addr: SocketAddr, registry: Registry) -> Core {
+    pub(super) fn new(local_addr: SocketAddr, registry: Registry, observer: Option<Arc<dyn Observer>>) -> Core {
         Core {
             number: SERVERS.fetch_add(1, Ordering::Relaxed) + 1,
             local_addr,
@@ -41,6 +46,8 @@ impl Core {
             registry: Arc::new(registry),
             books: Arc::new(Books::default()),
             callback_log: LogLimit::default(),
+            observer,
+            back_room: OnceLock::new(),
         }
     }
 
@@ -55,6 +62,22 @@ impl Core {
         let returned = catch(callback);
         CALLBACKS_OF.set(before);
         returned
+    }
+
+    pub(super) fn back_room(&self) -> Option<Arc<dyn BackRoom>> {
+        self.back_room.get()?.upgrade()
+    }
+
+    /// Tells who observes; a panic there goes no further.
+    pub(super) fn observe(&self, tell: impl FnOnce(&dyn Observer)) {
+        if let Some(observer) = &self.observer {
+            if let Err(message) = catch(|| tell(&**observer)) {
+                if let Some(held_back) = self.callback_log.permit() {
+                    let message = foreign(message);
+                    log::error!("an observer panicked: {message} ({held_back} more errors since the last line)");
+                }
+            }
+        }
     }
 
     /// Logs what went wrong in a callback of a connection. `what` is fit for a log already.
@@ -115,9 +138,9 @@ impl ServerHandle {
     /// Blocks until the server has ended, for as long as that takes, and returns what
     /// [`Server::run`](crate::Server::run) does. An error in a callback of this server, which would wait for
     /// itself, and for a server that was dropped without having run.
-    pub fn wait(&self) -> Result<ShutdownReport, WaitError> {
+    pub fn wait(&self) -> Result<ShutdownReport, JoinError> {
         if CALLBACKS_OF.get() == self.core.number {
-            return Err(WaitError::InCallback);
+            return Err(JoinError::InCallback);
         }
         self.core.lifecycle.wait_for_end()
     }
@@ -132,7 +155,18 @@ impl ServerHandle {
             refused_connections: registry.refused(),
             finish_errors: totals.finish_errors,
             state_failures: totals.state_failures,
-            tasks: totals.task_stats(),
+            tasks: match self.core.back_room() {
+                Some(back_room) => back_room.stats(),
+                None => totals.task_stats(&Whereabouts::default()),
+            },
+        }
+    }
+
+    /// Has all task workers renew their state, one after the other, each as soon as it has ended the task it runs; no
+    /// task is lost. Returns at once. Swoole's `reload` of task workers.
+    pub fn recycle(&self) {
+        if let Some(back_room) = self.core.back_room() {
+            back_room.recycle();
         }
     }
 
@@ -170,10 +204,10 @@ impl fmt::Debug for ServerHandle {
 }
 
 /// In a server, where the task came from.
-impl TaskInfo<ServerHandle> {
+impl<T, R> TaskInfo<T, R, ServerHandle> {
     /// The connection that submitted the task. It may be closed by now.
     pub fn connection_id(&self) -> ConnectionId {
-        ConnectionId(self.id().submitter())
+        ConnectionId(self.submitter())
     }
 
     /// The server.

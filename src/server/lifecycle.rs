@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::error::WaitError;
+use crate::error::JoinError;
 use crate::stats::TaskStats;
 
 /// How a server ended, from [`Server::run`](crate::Server::run) and
@@ -41,7 +41,7 @@ pub(super) struct Lifecycle {
 #[derive(Default)]
 struct State {
     shutdown: Option<Shutdown>,
-    end: Option<Result<ShutdownReport, WaitError>>,
+    end: Option<Result<ShutdownReport, JoinError>>,
 }
 
 #[derive(Clone, Copy)]
@@ -121,12 +121,12 @@ impl Lifecycle {
     }
 
     /// The end; only the first one counts.
-    pub(super) fn end(&self, end: Result<ShutdownReport, WaitError>) {
+    pub(super) fn end(&self, end: Result<ShutdownReport, JoinError>) {
         self.state.lock().end.get_or_insert(end);
         self.changed.notify_all();
     }
 
-    pub(super) fn wait_for_end(&self) -> Result<ShutdownReport, WaitError> {
+    pub(super) fn wait_for_end(&self) -> Result<ShutdownReport, JoinError> {
         let mut state = self.state.lock();
         loop {
             if let Some(end) = state.end {

@@ -30,11 +30,12 @@ pub use handle::ServerHandle;
 pub use lifecycle::ShutdownReport;
 pub use registry::{ConnectionId, ConnectionInfo};
 
-use crate::error::{RunError, WaitError};
+use crate::error::{JoinError, RunError};
 use crate::logging::foreign;
 use crate::net::{Listener, Sleeper, Waker};
 use crate::panic::catch;
-use crate::task::{TaskPool, Wake};
+use crate::stats::TaskStats;
+use crate::task::{Pool, Wake};
 
 /// After the deadline, how long the abandoned outcomes may take to be delivered.
 const GRACE: Duration = Duration::from_millis(250);
@@ -54,24 +55,39 @@ pub struct Server {
     ending: Ending,
 }
 
-/// What ending a server needs of its task pool, whatever the types of its tasks.
+/// What a server needs of its task pool, whatever the types of its tasks.
 trait BackRoom: Send + Sync {
+    fn drain(&self);
     fn end(&self);
     fn loops(&self) -> usize;
     fn abandon(&self);
+    fn recycle(&self);
+    fn stats(&self) -> TaskStats;
 }
 
-impl<T: Send + 'static, R: Send + 'static> BackRoom for TaskPool<T, R> {
+impl<T: Send + 'static, R: Send + 'static> BackRoom for Pool<T, R> {
+    fn drain(&self) {
+        Pool::drain(self);
+    }
+
     fn end(&self) {
-        TaskPool::end(self);
+        Pool::end(self);
     }
 
     fn loops(&self) -> usize {
-        TaskPool::loops(self)
+        Pool::loops(self)
     }
 
     fn abandon(&self) {
-        TaskPool::abandon(self);
+        Pool::abandon(self);
+    }
+
+    fn recycle(&self) {
+        Pool::recycle(self);
+    }
+
+    fn stats(&self) -> TaskStats {
+        Pool::stats(self)
     }
 }
 
@@ -80,7 +96,7 @@ struct Ending(Arc<Core>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.lifecycle.end(Err(WaitError::NeverRan));
+        self.0.lifecycle.end(Err(JoinError::NeverRan));
     }
 }
 
@@ -180,6 +196,7 @@ fn drain(core: &Core, back_room: &dyn BackRoom) -> ShutdownReport {
     let workers = || core.registry.threads().load(Ordering::Acquire);
     let task_workers = || back_room.loops();
 
+    back_room.drain();
     core.registry.wake_all();
     let in_time = core.lifecycle.wait_until(|| workers() == 0) && {
         back_room.end();
@@ -194,7 +211,7 @@ fn drain(core: &Core, back_room: &dyn BackRoom) -> ShutdownReport {
         core.lifecycle.wait_at_most(GRACE, || workers() == 0 && task_workers() == 0);
     }
 
-    let tasks = core.books.read().task_stats();
+    let tasks = back_room.stats();
     let report = ShutdownReport { tasks, task_workers_running: task_workers(), workers_running: workers() };
     log::info!(
         "shut down: {} tasks accepted, {} abandoned; {} task workers and {} workers still run",

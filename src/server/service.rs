@@ -6,12 +6,12 @@ use std::sync::Arc;
 use super::connection::{CloseReason, Connection};
 use super::handle::Core;
 use crate::config::Config;
-use crate::task::{Finished, TaskPool};
+use crate::task::{OnFinish, OnProgress, Pool};
 
-pub(super) struct Service<T, R, S> {
+pub(super) struct Service<T: Send + 'static, R: Send + 'static, S> {
     pub(super) core: Arc<Core>,
     pub(super) config: Config,
-    pub(super) pool: Arc<TaskPool<T, R>>,
+    pub(super) pool: Arc<Pool<T, R>>,
     pub(super) session: MakeSession<S>,
     pub(super) callbacks: Callbacks<T, R, S>,
 }
@@ -19,8 +19,6 @@ pub(super) struct Service<T, R, S> {
 pub(super) type MakeSession<S> = Box<dyn Fn(SocketAddr) -> S + Send + Sync>;
 pub(super) type OnConnect<T, R, S> = Box<dyn Fn(&mut Connection<T, R, S>) -> anyhow::Result<()> + Send + Sync>;
 pub(super) type OnReceive<T, R, S> = Box<dyn Fn(&mut Connection<T, R, S>, &[u8]) -> anyhow::Result<()> + Send + Sync>;
-pub(super) type OnFinish<T, R, S> =
-    Box<dyn Fn(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + Send + Sync>;
 pub(super) type OnClose<T, R, S> =
     Box<dyn Fn(&mut Connection<T, R, S>, &CloseReason) -> anyhow::Result<()> + Send + Sync>;
 
@@ -28,6 +26,7 @@ pub(super) type OnClose<T, R, S> =
 pub(super) struct Callbacks<T, R, S> {
     pub(super) on_connect: Option<OnConnect<T, R, S>>,
     pub(super) on_receive: OnReceive<T, R, S>,
-    pub(super) on_finish: Option<OnFinish<T, R, S>>,
+    pub(super) on_finish: Option<Box<OnFinish<R, Connection<T, R, S>>>>,
+    pub(super) on_progress: Option<Box<OnProgress<Connection<T, R, S>>>>,
     pub(super) on_close: Option<OnClose<T, R, S>>,
 }

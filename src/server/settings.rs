@@ -11,14 +11,29 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// How many threads run `on_task`. At least 1; default 4. Swoole's `task_worker_num`, where 0 is allowed
     /// and the default.
     pub fn task_worker_num(mut self, threads: usize) -> Self {
-        self.config.task_worker_num = threads;
+        self.config.tasks.task_worker_num = threads;
         self
     }
 
     /// The stack of a task worker's thread, in bytes. At least 64 KiB; default 2 MiB, of which only what is
     /// touched is resident.
     pub fn task_worker_stack_size(mut self, bytes: usize) -> Self {
-        self.config.task_worker_stack_size = bytes;
+        self.config.tasks.task_worker_stack_size = bytes;
+        self
+    }
+
+    /// How many tasks a task worker runs before it renews its state: the stop hook is given the old one, and the
+    /// `task_worker` closure makes a new one; no task is lost, and the thread stays. At least 1; default: no limit.
+    /// Swoole's `task_max_request`, which ends the process.
+    pub fn task_max_request(mut self, tasks: u64) -> Self {
+        self.config.tasks.task_max_request = Some(tasks);
+        self
+    }
+
+    /// A task worker runs up to so many tasks more than [`task_max_request`](Self::task_max_request), at random, so
+    /// that not all renew their state at once. Default: half of `task_max_request`. Swoole's `task_max_request_grace`.
+    pub fn task_max_request_grace(mut self, tasks: u64) -> Self {
+        self.config.tasks.task_max_request_grace = Some(tasks);
         self
     }
 
@@ -28,20 +43,43 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// A bound on reading: what a callback submits beyond it is accepted. At four times as many, and one for each of
     /// `max_connections`, `task` refuses: that takes connections that submit and go, again and again.
     pub fn queue_capacity(mut self, tasks: usize) -> Self {
-        self.config.queue_capacity = tasks;
+        self.config.tasks.queue_capacity = tasks;
         self
     }
 
     /// What `task` does at `queue_capacity`. Default [`WhenQueueFull::Defer`].
     pub fn when_queue_full(mut self, what: WhenQueueFull) -> Self {
-        self.config.when_queue_full = what;
+        self.config.connections.when_queue_full = what;
         self
     }
 
     /// How many tasks of one connection may be in flight before its socket is no longer read. At least 1;
     /// default 64. At four times as many, which takes a callback that submits without end, `task` refuses.
     pub fn max_tasks_in_flight(mut self, tasks: usize) -> Self {
-        self.config.max_tasks_in_flight = tasks;
+        self.config.tasks.max_tasks_in_flight = tasks;
+        self
+    }
+
+    /// How many results other than outcomes, those of all its tasks together, may wait for a connection to come to
+    /// them; beyond it [`finish`](crate::TaskInfo::finish) refuses. Default 64.
+    pub fn max_results(mut self, results: usize) -> Self {
+        self.config.tasks.max_results = results;
+        self
+    }
+
+    /// Whether the finish closures of a connection run in the order in which its tasks were submitted, whatever the
+    /// order in which they end, as pipelined protocols need it. What ends early is held back, which
+    /// [`max_tasks_in_flight`](Self::max_tasks_in_flight) bounds. Tasks that are delayed, waited for, one-way, or
+    /// submitted by tasks or repetitions take no place in that order. Default false.
+    pub fn results_in_order(mut self, in_order: bool) -> Self {
+        self.config.connections.results_in_order = in_order;
+        self
+    }
+
+    /// Whether the tasks of a connection that closes are [cancelled](crate::Connection::cancel), but for those that are
+    /// one-way or were submitted by tasks. Default false: they run, and their outcomes are orphaned.
+    pub fn cancel_on_close(mut self, cancel: bool) -> Self {
+        self.config.connections.cancel_on_close = cancel;
         self
     }
 
@@ -54,27 +92,27 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// that closes keeps its place until its client, if it was active within the last second, has closed too,
     /// which is waited for for a second at most.
     pub fn max_connections(mut self, connections: usize) -> Self {
-        self.config.max_connections = Some(connections);
+        self.config.connections.max_connections = Some(connections);
         self
     }
 
     /// The stack of a connection's worker thread, in bytes. At least 64 KiB; default 256 KiB, of which only
     /// what is touched is resident. Every callback but `on_task` runs on it.
     pub fn worker_stack_size(mut self, bytes: usize) -> Self {
-        self.config.worker_stack_size = bytes;
+        self.config.connections.worker_stack_size = bytes;
         self
     }
 
     /// How many clients may wait in the kernel to be accepted. At least 1; default 1,024, cut by the kernel
     /// to its `somaxconn`. Swoole's `backlog`, there 512.
     pub fn backlog(mut self, clients: u32) -> Self {
-        self.config.backlog = clients;
+        self.config.connections.backlog = clients;
         self
     }
 
     /// How the bytes of a connection are cut into the `data` of `on_receive`. Default [`Framing::raw`].
     pub fn framing(mut self, framing: Framing) -> Self {
-        self.config.framing = framing;
+        self.config.connections.framing = framing;
         self
     }
 
@@ -82,7 +120,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// [`CloseReason::FrameTooLong`](crate::CloseReason::FrameTooLong). Raw chunks are cut to it. At least 1; default
     /// 256 KiB. Swoole's `package_max_length`, there 2 MiB.
     pub fn max_frame(mut self, bytes: usize) -> Self {
-        self.config.max_frame = bytes;
+        self.config.connections.max_frame = bytes;
         self
     }
 
@@ -93,14 +131,14 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// While its outbox is more than half full, a connection is not read, and its outcomes wait: so a finish closure
     /// can always send as much as half of this.
     pub fn max_outbox(mut self, bytes: usize) -> Self {
-        self.config.max_outbox = bytes;
+        self.config.connections.max_outbox = bytes;
         self
     }
 
     /// How long a client may take nothing of what waits for it before it is closed, with
     /// [`CloseReason::WriteTimeout`](crate::CloseReason::WriteTimeout). Above zero; default 30 s.
     pub fn write_timeout(mut self, time: Duration) -> Self {
-        self.config.write_timeout = time;
+        self.config.connections.write_timeout = time;
         self
     }
 }

@@ -6,20 +6,20 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::connection::{CloseReason, Connection, Link, LinkState};
+use super::connection::{CloseReason, Connection, Link, LinkState, Wire};
 use super::handle::{Core, ServerHandle};
 use super::lifecycle::Phase;
 use super::mailbox::Mailbox;
 use super::registry::{ConnectionId, ConnectionInfo, Place, Registered};
-use super::service::Service;
-use crate::config::{Config, WhenQueueFull};
+use super::service::{Callbacks, Service};
+use crate::config::{ConnectionConfig, WhenQueueFull};
 use crate::logging::foreign;
 use crate::net::{FrameTooLong, Input, Outbox, Sleeper, Stream};
 use crate::panic::catch;
 use crate::patience::Patience;
-use crate::task::{Wake, WhenFull};
+use crate::task::{Port, PortConfig, Wake, WhenFull};
 
 /// At most so many outcomes are delivered, and frames received, before the other has its turn.
 const BATCH: usize = 64;
@@ -50,14 +50,26 @@ where
 {
     // First of all, so that it is dropped last.
     let Accepted { place: _place, stream, sleeper } = accepted;
-    let (core, config) = (&service.core, &service.config);
+    let (core, config) = (&service.core, &service.config.connections);
     let peer_addr = stream.peer_addr();
     let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
-    let submitter = service.pool.submitter(wake, config.max_tasks_in_flight);
-    let id = ConnectionId(submitter.number());
+    let port_config = PortConfig {
+        max_in_flight: service.config.tasks.max_tasks_in_flight,
+        when_full: match config.when_queue_full {
+            WhenQueueFull::Defer => WhenFull::Defer,
+            WhenQueueFull::Refuse => WhenFull::Refuse,
+        },
+        in_order: config.results_in_order,
+        cancel_at_end: config.cancel_on_close,
+        max_results: service.config.tasks.max_results,
+        hears_progress: service.callbacks.on_progress.is_some(),
+    };
+    let port = service.pool.port(wake, port_config);
+    let id = ConnectionId(port.number());
     let info = ConnectionInfo { id, peer_addr };
     let mailbox = core.registry.register(Mailbox::new(info, Arc::clone(sleeper.waker()), config.max_outbox));
     log::debug!("connection {id}: open, from {peer_addr}");
+    core.observe(|observer| observer.connection_opened(&info));
 
     let session = match catch(|| (service.session)(peer_addr)) {
         Ok(session) => session,
@@ -65,17 +77,10 @@ where
     };
     let link = Link {
         id,
-        stream,
-        outbox: Outbox::new(config.max_outbox),
-        submitter,
+        wire: Wire { stream, outbox: Outbox::new(config.max_outbox) },
+        port,
         server: ServerHandle { core: Arc::clone(core) },
-        when_full: match config.when_queue_full {
-            WhenQueueFull::Defer => WhenFull::Defer,
-            WhenQueueFull::Refuse => WhenFull::Refuse,
-        },
         state: LinkState::Open,
-        accepts_tasks: true,
-        now: None,
     };
     let mut worker = Worker {
         service,
@@ -99,10 +104,10 @@ where
 }
 
 /// The order matters when it is dropped: the socket and the wake-up descriptor before the mailbox.
-struct Worker<'a, T, R, S> {
+struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     service: &'a Service<T, R, S>,
     core: &'a Arc<Core>,
-    config: &'a Config,
+    config: &'a ConnectionConfig,
     conn: Connection<T, R, S>,
     input: Input,
     /// The client has closed its sending half.
@@ -148,15 +153,16 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// shutdown began meanwhile.
     fn begin_turn(&mut self) {
         self.phase = self.core.lifecycle.phase();
-        self.conn.link.accepts_tasks = self.phase == Phase::Serving;
-        self.conn.link.now = None;
+        self.conn.link.port.open = self.phase == Phase::Serving;
+        self.conn.link.port.forget_time();
+        self.conn.link.port.time_out();
         self.turns_awake += 1;
     }
 
     /// Runs the finish closures of the outcomes that are here.
     fn deliver_outcomes(&mut self) -> Result<(), CloseReason> {
         for _ in 0..BATCH {
-            if !self.conn.link.submitter.has_outcome() {
+            if !self.conn.link.port.has_message() {
                 break;
             }
             // What the task sent to the client goes before what its finish closure sends. Where not all of it fits,
@@ -165,14 +171,12 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             if !self.may_deliver() {
                 break;
             }
-            let Some((finished, finish)) = self.conn.link.submitter.next_outcome() else { break };
-            let returned = match (finish, &self.service.callbacks.on_finish) {
-                (Some(finish), _) => (finish.0)(&mut self.conn, finished),
-                (None, Some(on_finish)) => on_finish(&mut self.conn, finished),
-                (None, None) => Ok(()),
-            };
+            let Some(delivery) = self.conn.link.port.next() else { break };
+            let Callbacks { on_finish, on_progress, .. } = &self.service.callbacks;
+            let (on_finish, on_progress) = (on_finish.as_deref(), on_progress.as_deref());
+            let returned = Port::run(delivery, &mut self.conn, |conn| &mut conn.link.port, on_finish, on_progress);
             if let Err(error) = returned {
-                self.conn.link.submitter.ledger().finish_errors.add(1);
+                self.conn.link.port.ledger().finish_errors.add(1);
                 self.log_callback_error("a finish closure", &error);
             }
             self.end_if_closing()?;
@@ -185,17 +189,13 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         let room = self.room_in_outbox();
         let Some(mail) = self.mailbox.take(room) else { return Ok(()) };
         // Fits, since it was taken for this room.
-        let _ = self.conn.link.outbox.push(&mail.bytes);
+        let _ = self.conn.link.wire.outbox.push(&mail.bytes);
         self.released = false;
         if mail.close_after { Err(CloseReason::Server) } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), CloseReason> {
-        let Link { outbox, stream, .. } = &mut self.conn.link;
-        if outbox.is_empty() {
-            return Ok(());
-        }
-        outbox.flush(stream).map_err(CloseReason::Io)
+        self.conn.link.wire.flush().map_err(CloseReason::Io)
     }
 
     /// Hands the frames that are here to `on_receive`, until a batch is full or the connection may receive no
@@ -218,11 +218,11 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
 
     /// Gives the task workers the processor for a moment; whether an outcome is here.
     fn outcome_comes_soon(&mut self) -> bool {
-        let submitter = &self.conn.link.submitter;
-        if submitter.in_flight() == 0 || !self.may_deliver() {
+        let port = &self.conn.link.port;
+        if port.in_flight() == 0 || !self.may_deliver() {
             return false;
         }
-        self.patience.wait(YIELDS, HOT, || submitter.has_outcome().then_some(())).is_some()
+        self.patience.wait(YIELDS, HOT, || port.has_message().then_some(())).is_some()
     }
 
     /// Sleeps until there is something to do, and reads if that is input.
@@ -238,20 +238,20 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         }
         self.turns_awake = 0;
         let link = &self.conn.link;
-        let idle = link.submitter.in_flight() == 0 && !self.released;
-        let timeout = match write_time_left(&link.outbox, self.config)? {
+        let idle = link.port.in_flight() == 0 && !self.released;
+        let timeout = match write_time_left(&link.wire.outbox, self.config)? {
             _ if has_work => Some(Duration::ZERO),
             None if idle => Some(IDLE_AFTER),
-            timeout => timeout,
+            timeout => earlier(timeout, link.port.next_deadline()),
         };
         let read = receive && !self.input_ended && !self.input.may_have_frame();
-        let write = !link.outbox.is_empty();
-        let source = Some(link.stream.as_fd());
+        let write = !link.wire.outbox.is_empty();
+        let source = Some(link.wire.stream.as_fd());
         let ready = self.sleeper.sleep(source, read, write, timeout).map_err(CloseReason::Io)?;
         if read && (ready.readable || ready.hung_up) {
             self.read()
         } else if ready.hung_up {
-            Err(CloseReason::Io(link.stream.take_error()))
+            Err(CloseReason::Io(link.wire.stream.take_error()))
         } else {
             if idle && ready.timed_out {
                 self.release_buffers();
@@ -263,13 +263,14 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// An idle connection holds no buffers. One that is only between two requests keeps them.
     fn release_buffers(&mut self) {
         self.input.release();
-        self.conn.link.outbox.release();
+        self.conn.link.wire.outbox.release();
+        self.conn.link.port.release();
         self.released = true;
     }
 
     fn read(&mut self) -> Result<(), CloseReason> {
         self.released = false;
-        match self.input.fill(&mut self.conn.link.stream) {
+        match self.input.fill(&mut self.conn.link.wire.stream) {
             Ok(0) => self.input_ended = true,
             Ok(_) => {}
             Err(error) if is_transient(&error) => {}
@@ -280,7 +281,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
 
     /// Everything that could have come while the worker was not asleep yet.
     fn has_work(&mut self, receive: bool) -> bool {
-        self.conn.link.submitter.has_outcome() && self.may_deliver()
+        self.conn.link.port.has_message() && self.may_deliver()
             || self.mailbox.has_mail(self.room_in_outbox())
             || self.input.may_have_frame() && receive
             || self.core.lifecycle.phase() != self.phase
@@ -290,17 +291,17 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// the worker is woken when that is over.
     fn may_receive(&mut self) -> bool {
         let link = &mut self.conn.link;
-        self.phase == Phase::Serving && !link.outbox.is_half_full() && !link.submitter.should_pause()
+        self.phase == Phase::Serving && !link.wire.outbox.is_half_full() && !link.port.should_pause()
     }
 
     /// Whether finish closures may send more now. A client that takes nothing delays its own outcomes; at a
     /// shutdown's deadline they come all the same.
     fn may_deliver(&self) -> bool {
-        !self.conn.link.outbox.is_half_full() || self.phase == Phase::Expired
+        !self.conn.link.wire.outbox.is_half_full() || self.phase == Phase::Expired
     }
 
     fn room_in_outbox(&self) -> usize {
-        self.conn.link.outbox.room()
+        self.conn.link.wire.outbox.room()
     }
 
     /// A callback that could not send because the connection is broken did not fail by itself.
@@ -328,13 +329,13 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     fn end_if_done(&mut self) -> Result<(), CloseReason> {
         self.end_if_closing()?;
         let link = &self.conn.link;
-        let settled = link.submitter.in_flight() == 0 && link.outbox.is_empty();
+        let settled = link.port.in_flight() == 0 && link.wire.outbox.is_empty();
         match self.phase {
             Phase::Serving if settled && self.input_ended && !self.input.may_have_frame() => Err(CloseReason::Client),
             Phase::Serving => Ok(()),
             Phase::Draining if settled => Err(CloseReason::Shutdown),
             Phase::Draining => Ok(()),
-            Phase::Expired if link.submitter.has_outcome() => Ok(()),
+            Phase::Expired if link.port.has_message() => Ok(()),
             Phase::Expired => Err(CloseReason::Shutdown),
         }
     }
@@ -346,12 +347,18 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
 }
 
 /// How long the client may still take nothing; `None` while it takes what comes.
-fn write_time_left(outbox: &Outbox, config: &Config) -> Result<Option<Duration>, CloseReason> {
+fn write_time_left(outbox: &Outbox, config: &ConnectionConfig) -> Result<Option<Duration>, CloseReason> {
     let Some(since) = outbox.blocked_since() else { return Ok(None) };
     match config.write_timeout.checked_sub(since.elapsed()) {
         Some(left) if !left.is_zero() => Ok(Some(left)),
         _ => Err(CloseReason::WriteTimeout),
     }
+}
+
+/// The time until either comes.
+fn earlier(timeout: Option<Duration>, deadline: Option<Instant>) -> Option<Duration> {
+    let until = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    timeout.into_iter().chain(until).min()
 }
 
 fn is_transient(error: &io::Error) -> bool {

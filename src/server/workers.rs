@@ -20,7 +20,7 @@ const MAX_IDLE: usize = 16;
 const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// Finds a thread for each connection. Dropped, it sends the idle threads home.
-pub(super) struct Workers<T, R, S> {
+pub(super) struct Workers<T: Send + 'static, R: Send + 'static, S> {
     service: Arc<Service<T, R, S>>,
     /// A rendezvous: a connection goes through only if an idle thread stands at the other end.
     to_idle: Sender<Accepted>,
@@ -49,13 +49,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Workers<T, R, S> {
         };
         thread::Builder::new()
             .name(format!("backroom-worker-{}", self.started))
-            .stack_size(self.service.config.worker_stack_size)
+            .stack_size(self.service.config.connections.worker_stack_size)
             .spawn(move || worker.run(accepted))?;
         Ok(())
     }
 }
 
-struct WorkerThread<T, R, S> {
+struct WorkerThread<T: Send + 'static, R: Send + 'static, S> {
     service: Arc<Service<T, R, S>>,
     from_acceptor: Receiver<Accepted>,
     idle: Arc<AtomicUsize>,

@@ -3,13 +3,13 @@
 //! While one looks, or was woken to, nobody is woken: it will find what was pushed meanwhile, and wakes another if it
 //! leaves something. So a burst of tasks costs its submitter one wake-up, and not one for each. Go's and tokio's
 //! schedulers do the same. What it costs: a task may wait until the one that looks has a processor.
+//!
+//! A task for one task worker alone wakes that one, whoever else looks.
 
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
-use crate::patience::Patience;
+use super::Patience;
+use super::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence};
 
 /// How long a task worker with nothing to do lets others run before it sleeps: about what waking it costs. A client
 /// that waits for each answer before it asks again finds it awake.
@@ -20,30 +20,33 @@ pub(super) struct Idle {
     looking: AtomicUsize,
     /// How many sleep and have not been woken yet. Written under `door`.
     sleeping: AtomicUsize,
-    /// Where they sleep; the channel's own `recv` yields before it does, which costs dear beside somebody who computes.
-    door: Mutex<()>,
-    knock: Condvar,
+    /// Who sleeps and has not been woken yet.
+    door: Mutex<Vec<usize>>,
+    /// What each sleeps on. The channel's own `recv` yields before it sleeps, which costs dear beside somebody who
+    /// computes.
+    knocks: Box<[Condvar]>,
 }
 
 impl Idle {
-    pub(super) fn new() -> Idle {
+    pub(super) fn new(workers: usize) -> Idle {
         Idle {
             looking: AtomicUsize::new(0),
             sleeping: AtomicUsize::new(0),
-            door: Mutex::new(()),
-            knock: Condvar::new(),
+            door: Mutex::new(Vec::new()),
+            knocks: (0..workers).map(|_| Condvar::new()).collect(),
         }
     }
 
-    /// Waits until `take` has something. `is_empty` tells whether it would have nothing now.
+    /// Waits until `take` has something for this task worker. `is_empty` tells whether there is nothing for any other.
     pub(super) fn wait<X>(
         &self,
+        index: usize,
         patience: &mut Patience,
         mut take: impl FnMut() -> Option<X>,
         is_empty: impl Fn() -> bool,
     ) -> X {
         self.looking.fetch_add(1, Ordering::Relaxed);
-        let taken = patience.wait(usize::MAX, HOT, &mut take).unwrap_or_else(|| self.sleep(take));
+        let taken = patience.wait(usize::MAX, HOT, &mut take).unwrap_or_else(|| self.sleep(index, take));
         if self.looking.fetch_sub(1, Ordering::Relaxed) == 1 {
             // A push that still saw us looking relies on us.
             fence(Ordering::SeqCst);
@@ -55,25 +58,31 @@ impl Idle {
     }
 
     /// First counts itself as sleeping and no longer looking, and then takes; whoever pushes does the reverse.
-    fn sleep<X>(&self, mut take: impl FnMut() -> Option<X>) -> X {
+    fn sleep<X>(&self, index: usize, mut take: impl FnMut() -> Option<X>) -> X {
         let mut door = self.door.lock();
         loop {
+            door.push(index);
             self.sleeping.fetch_add(1, Ordering::Relaxed);
             self.looking.fetch_sub(1, Ordering::Relaxed);
             fence(Ordering::SeqCst);
             if let Some(taken) = take() {
-                self.rouse(1);
+                self.rouse(&mut door, index);
                 return taken;
             }
-            // This condition variable has no spurious wake-ups, so whoever woke us has roused us.
-            self.knock.wait(&mut door);
+            while door.contains(&index) {
+                self.knocks[index].wait(&mut door);
+            }
         }
     }
 
-    /// So many that sleep are to look again. The caller holds the door.
-    fn rouse(&self, count: usize) {
-        self.looking.fetch_add(count, Ordering::Relaxed);
-        self.sleeping.fetch_sub(count, Ordering::Relaxed);
+    /// This one is to look again, if it sleeps.
+    fn rouse(&self, door: &mut MutexGuard<'_, Vec<usize>>, index: usize) {
+        if let Some(place) = door.iter().position(|&sleeper| sleeper == index) {
+            door.swap_remove(place);
+            self.looking.fetch_add(1, Ordering::Relaxed);
+            self.sleeping.fetch_sub(1, Ordering::Relaxed);
+            self.knocks[index].notify_one();
+        }
     }
 
     /// Has one task worker look, if one sleeps and none looks already. The caller has put a full fence between its
@@ -82,18 +91,27 @@ impl Idle {
         if !self.may_wake() {
             return;
         }
-        let _door = self.door.lock();
+        let mut door = self.door.lock();
         if self.may_wake() {
-            self.rouse(1);
-            self.knock.notify_one();
+            if let Some(&latest) = door.last() {
+                self.rouse(&mut door, latest);
+            }
+        }
+    }
+
+    /// Has this task worker look, if it sleeps. The same holds for the caller.
+    pub(super) fn wake(&self, index: usize) {
+        if self.sleeping.load(Ordering::Relaxed) > 0 {
+            self.rouse(&mut self.door.lock(), index);
         }
     }
 
     /// Has all look that sleep. The same holds for the caller.
     pub(super) fn wake_all(&self) {
-        let _door = self.door.lock();
-        self.rouse(self.sleeping.load(Ordering::Relaxed));
-        self.knock.notify_all();
+        let mut door = self.door.lock();
+        while let Some(&latest) = door.last() {
+            self.rouse(&mut door, latest);
+        }
     }
 
     fn may_wake(&self) -> bool {

@@ -1,23 +1,47 @@
 //! The back room: takes tasks, runs them on a fixed crew of threads, and sends each outcome back to the
 //! submitter. Knows nothing of sockets.
 
-pub mod alone;
+mod bell;
 mod context;
+mod crew;
+mod flight;
 mod idle;
+mod lane;
+mod later;
+mod options;
+mod order;
 mod outcome;
 mod pool;
+mod port;
 mod queue;
+mod repetition;
 mod reply;
-mod submitter;
+mod room;
+mod timer;
+mod wait;
+mod with;
+mod worker;
 
 pub use context::{TaskContext, TaskInfo};
-pub use outcome::{Finished, Outcome, TaskId};
+pub use later::{Later, ReplyDropped};
+pub use options::{Priority, Retry, TaskOptions};
+pub use outcome::{Finished, Outcome, OutcomeKind, Progress, TaskId};
+pub use repetition::Repetition;
+pub use with::With;
 
-pub(crate) use pool::{PoolConfig, StartError, TaskPool};
-pub(crate) use submitter::{Submitter, WhenFull};
+pub(crate) use pool::{Hooks, OnTask, Pool, PoolConfig, StartError, StartHook, StopHook};
+pub(crate) use port::{OnFinish, OnProgress, Port, PortConfig, WhenFull};
+
+use crate::patience::Patience;
+use crate::sync;
 
 /// Rouses a thread that may be asleep.
 pub(crate) trait Wake: Send + Sync {
     /// The caller has put a full fence between what it pushed and this call.
     fn wake(&self);
+}
+
+/// Somebody who has something to do before its thread blocks.
+pub(crate) trait BeforeWait {
+    fn before_wait(&mut self);
 }

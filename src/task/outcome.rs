@@ -1,5 +1,6 @@
-//! How a task ended.
+//! How a task ended, and what it gave on the way.
 
+use std::any::Any;
 use std::fmt;
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ pub struct TaskId {
 
 impl TaskId {
     /// The number of the submitter; of a connection's tasks, the number in its
-    /// [`ConnectionId`](crate::ConnectionId).
+    /// [`ConnectionId`](crate::ConnectionId). A task worker that submits tasks has a number of its own, and so has a
+    /// [`Repetition`](crate::Repetition).
     pub fn submitter(&self) -> u64 {
         self.submitter
     }
@@ -50,16 +52,60 @@ pub enum Outcome<R> {
     Failed(anyhow::Error),
     /// `on_task` panicked, with this message.
     Panicked(String),
+    /// The task's deadline came first. If it had not started it never will; if it was running, it may be running
+    /// still, and what it returns is counted as late.
+    TimedOut,
+    /// It was cancelled. The same holds of what it may still do.
+    Cancelled,
     /// A shutdown's deadline came first. If the task was running, it may be running still.
     Abandoned,
 }
 
-/// A task that has ended: what a finish closure is given.
+/// How a task ended, without what it returned: what an [`Observer`](crate::Observer) is told, and what is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "each is the variant of the same name of `Outcome`")]
+pub enum OutcomeKind {
+    Done,
+    Failed,
+    Panicked,
+    TimedOut,
+    Cancelled,
+    Abandoned,
+}
+
+impl<R> Outcome<R> {
+    /// Which of its variants this is.
+    pub fn kind(&self) -> OutcomeKind {
+        match self {
+            Outcome::Done(_) => OutcomeKind::Done,
+            Outcome::Failed(_) => OutcomeKind::Failed,
+            Outcome::Panicked(_) => OutcomeKind::Panicked,
+            Outcome::TimedOut => OutcomeKind::TimedOut,
+            Outcome::Cancelled => OutcomeKind::Cancelled,
+            Outcome::Abandoned => OutcomeKind::Abandoned,
+        }
+    }
+
+    fn try_map<S>(self, map: impl FnOnce(R) -> Option<S>) -> Option<Outcome<S>> {
+        Some(match self {
+            Outcome::Done(result) => Outcome::Done(map(result)?),
+            Outcome::Failed(error) => Outcome::Failed(error),
+            Outcome::Panicked(message) => Outcome::Panicked(message),
+            Outcome::TimedOut => Outcome::TimedOut,
+            Outcome::Cancelled => Outcome::Cancelled,
+            Outcome::Abandoned => Outcome::Abandoned,
+        })
+    }
+}
+
+/// A task that has ended, or a result it gave before its end: what a finish closure is given.
 #[derive(Debug)]
 pub struct Finished<R> {
     pub(super) id: TaskId,
     pub(super) outcome: Outcome<R>,
-    pub(super) worker_index: Option<usize>,
+    pub(super) is_last: bool,
+    pub(super) worker_index: Option<u32>,
     pub(super) time_queued: Duration,
     pub(super) time_run: Duration,
 }
@@ -70,7 +116,8 @@ impl<R> Finished<R> {
         self.id
     }
 
-    /// How the task ended.
+    /// How the task ended; [`Done`](Outcome::Done) too for a result that it gave by
+    /// [`finish`](crate::TaskInfo::finish) before its end.
     pub fn outcome(&self) -> &Outcome<R> {
         &self.outcome
     }
@@ -78,6 +125,11 @@ impl<R> Finished<R> {
     /// How the task ended, by value.
     pub fn into_outcome(self) -> Outcome<R> {
         self.outcome
+    }
+
+    /// Whether the task has ended, and this is its outcome; false for a result that it gave before.
+    pub fn is_last(&self) -> bool {
+        self.is_last
     }
 
     /// The result, if there is one.
@@ -94,23 +146,67 @@ impl<R> Finished<R> {
             Outcome::Done(result) => Ok(result),
             Outcome::Failed(error) => Err(TaskFailure::Failed(error)),
             Outcome::Panicked(message) => Err(TaskFailure::Panicked(message)),
+            Outcome::TimedOut => Err(TaskFailure::TimedOut),
+            Outcome::Cancelled => Err(TaskFailure::Cancelled),
             Outcome::Abandoned => Err(TaskFailure::Abandoned),
         }
     }
 
     /// The index of the task worker that ran it; `None` for a task that never ran.
     pub fn worker_index(&self) -> Option<usize> {
-        self.worker_index
+        self.worker_index.map(|index| index as usize)
     }
 
-    /// How long the task waited for a task worker (of one abandoned while it ran: the time until then). Tasks
-    /// submitted while one batch of input is handled share one stamp, taken when the first is submitted.
+    /// How long the task waited for a task worker, from its submission, or from the moment it was delayed to. Zero
+    /// for a task that never ran. Tasks submitted while one batch of input is handled share one stamp, taken when the
+    /// first is submitted.
     pub fn time_queued(&self) -> Duration {
         self.time_queued
     }
 
-    /// How long `on_task` ran; zero for a task that was abandoned.
+    /// How long `on_task` ran until this; zero for a task that never ran.
     pub fn time_run(&self) -> Duration {
         self.time_run
     }
+}
+
+/// What a task gives: a result of `on_task`, or whatever a closure that was run as a task returned.
+#[derive(Debug)]
+pub(super) enum Product<R> {
+    Result(R),
+    OfClosure(Box<dyn Any + Send>),
+}
+
+impl<R> Finished<Product<R>> {
+    /// Of a task that `on_task` ran.
+    pub(super) fn of_task(self) -> Option<Finished<R>> {
+        self.try_map(|product| match product {
+            Product::Result(result) => Some(result),
+            Product::OfClosure(_) => None,
+        })
+    }
+
+    /// Of a closure that returns `X`.
+    pub(super) fn of_closure<X: 'static>(self) -> Option<Finished<X>> {
+        self.try_map(|product| match product {
+            Product::OfClosure(returned) => returned.downcast().ok().map(|returned| *returned),
+            Product::Result(_) => None,
+        })
+    }
+
+    fn try_map<S>(self, map: impl FnOnce(Product<R>) -> Option<S>) -> Option<Finished<S>> {
+        let Finished { id, outcome, is_last, worker_index, time_queued, time_run } = self;
+        let outcome = outcome.try_map(map)?;
+        Some(Finished { id, outcome, is_last, worker_index, time_queued, time_run })
+    }
+}
+
+/// How far a task has come, as it said itself by [`progress`](crate::TaskInfo::progress).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// So many steps are done,
+    pub done: u64,
+    /// of so many.
+    pub total: u64,
 }

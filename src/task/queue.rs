@@ -1,22 +1,73 @@
-//! Where tasks wait: the only place that knows it is a crossbeam channel in memory.
+//! Where tasks wait: the only place that knows it is crossbeam channels in memory.
 
-use std::sync::Arc;
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use super::Wake;
-use super::idle::Idle;
+use super::lane::{Lane, Waits};
+use super::options::{Priority, RetryOf};
 use super::reply::Ticket;
-use crate::panic::catch;
-use crate::patience::Patience;
-use crate::stats::Ledger;
 
 /// One piece of slow work, and the right to say how it ended.
 pub(super) struct Task<T, R> {
-    pub(super) payload: T,
+    pub(super) job: Job<T>,
     pub(super) ticket: Ticket<R>,
+    /// What only some tasks have.
+    pub(super) extra: Option<Box<Extra<T>>>,
+}
+
+/// What a task worker is to do.
+pub(super) enum Job<T> {
+    /// Give this to `on_task`.
+    OnTask(T),
+    /// Run this.
+    Closure(Closure),
+}
+
+impl<T, R> Waits for Task<T, R> {
+    fn is_before(&self, other: &Self) -> bool {
+        let (own, others) = (&self.ticket, &other.ticket);
+        match own.id.submitter == others.id.submitter {
+            true => own.id.sequence < others.id.sequence,
+            false => own.queued_at < others.queued_at,
+        }
+    }
+}
+
+impl<T> Job<T> {
+    /// Of a job that was made of a payload.
+    pub(super) fn into_payload(self) -> T {
+        match self {
+            Job::OnTask(payload) => payload,
+            Job::Closure(_) => unreachable!("only payloads are handed back"),
+        }
+    }
+}
+
+pub(super) type Closure = Box<dyn FnOnce() -> Box<dyn Any + Send> + Send>;
+
+/// What a task has that is not like all others.
+pub(super) struct Extra<T> {
+    pub(super) deadline: Option<Instant>,
+    /// The attempt that comes next, from 1.
+    pub(super) attempt: u32,
+    pub(super) retry: Option<RetryOf<T>>,
+    /// How the last attempt ended.
+    pub(super) last_error: Option<anyhow::Error>,
+    /// Where to wait for the next attempt.
+    pub(super) place: Place,
+}
+
+/// Where a task waits.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Place {
+    /// `None`: for whichever task worker is free.
+    pub(super) worker: Option<u32>,
+    pub(super) priority: Priority,
 }
 
 /// No submitter goes on for longer without looking how many tasks wait.
@@ -26,19 +77,23 @@ const MAX_CREDIT: usize = 15;
 /// capacity, in callbacks that submit many, or of connections that come and go.
 const HARD_LIMIT: usize = 4;
 
-enum Entry<T, R> {
-    Task(Task<T, R>),
-    /// Ends the loop of one task worker. Waits behind the tasks that were there before it.
-    Stop,
-}
+/// One in so many tasks that a task worker takes is of low priority, if there are any, and one of normal.
+const GUARD: u32 = 16;
+
+const PRIORITIES: [Priority; 3] = [Priority::High, Priority::Normal, Priority::Low];
+
+/// One lane per priority, each made when first used.
+struct Lanes<X>([OnceLock<Lane<X>>; 3]);
 
 pub(super) struct Queue<T, R> {
-    sender: Sender<Entry<T, R>>,
-    receiver: Receiver<Entry<T, R>>,
+    /// For whichever task worker is free.
+    shared: Lanes<Task<T, R>>,
+    /// For one task worker each.
+    own: Box<[Lanes<Task<T, R>>]>,
+    /// Others than the shared lane of normal priority are in use. Until then a plain task costs no look at them.
+    side_lanes: AtomicBool,
     capacity: usize,
     submitters: usize,
-    closed: AtomicBool,
-    idle: Idle,
     /// Somebody in `waiting` wants to hear when there is room.
     awaited: AtomicBool,
     waiting: Mutex<Vec<Arc<dyn Wake>>>,
@@ -46,96 +101,120 @@ pub(super) struct Queue<T, R> {
     rounds: AtomicU64,
 }
 
+/// A task worker's place at the queue.
+pub(super) struct Seat {
+    index: usize,
+    /// Tasks it has taken since there are lanes to choose from.
+    taken: u32,
+}
+
+impl Seat {
+    pub(super) fn new(index: usize) -> Seat {
+        Seat { index, taken: 0 }
+    }
+
+    /// Which priorities go first this time. Now and then the lower ones do, so that none waits for ever.
+    fn order(&self) -> [Priority; 3] {
+        match self.taken % GUARD {
+            7 => [Priority::Normal, Priority::High, Priority::Low],
+            15 => [Priority::Low, Priority::Normal, Priority::High],
+            _ => PRIORITIES,
+        }
+    }
+}
+
 impl<T, R> Queue<T, R> {
     /// At `capacity` submitters are to pause, of whom there are at most so many at once.
-    pub(super) fn new(capacity: usize, submitters: usize) -> Queue<T, R> {
-        let (sender, receiver) = crossbeam_channel::unbounded();
-        Queue {
-            sender,
-            receiver,
+    pub(super) fn new(capacity: usize, submitters: usize, workers: usize) -> Queue<T, R> {
+        let queue = Queue {
+            shared: Lanes::new(),
+            own: (0..workers).map(|_| Lanes::new()).collect(),
+            side_lanes: AtomicBool::new(false),
             capacity,
             submitters,
-            closed: AtomicBool::new(false),
-            idle: Idle::new(),
             awaited: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
             rounds: AtomicU64::new(0),
-        }
-    }
-
-    /// Never waits. Hands the task back once the queue is closed.
-    pub(super) fn push(&self, task: Task<T, R>, ledger: &Ledger) -> Result<(), Task<T, R>> {
-        if self.closed.load(Ordering::Relaxed) {
-            return Err(task);
-        }
-        ledger.accepted.add(1);
-        // Cannot fail: a receiver lives as long as this.
-        let _ = self.sender.send(Entry::Task(task));
-        // Either we see here that it was closed meanwhile, or whoever closes it sees this task; and likewise with a
-        // task worker that goes to sleep.
-        fence(Ordering::SeqCst);
-        self.idle.wake_one();
-        if self.closed.load(Ordering::Relaxed) {
-            self.abandon_all(ledger);
-        }
-        Ok(())
-    }
-
-    /// The next task; `None` tells the caller's loop to end. Blocks until there is either, and calls
-    /// `before_waiting` first if it has to.
-    pub(super) fn take(&self, patience: &mut Patience, before_waiting: impl FnOnce()) -> Option<Task<T, R>> {
-        let entry = match self.receiver.try_recv() {
-            Ok(entry) => entry,
-            Err(_) => {
-                before_waiting();
-                self.idle.wait(patience, || self.receiver.try_recv().ok(), || self.receiver.is_empty())
-            }
         };
+        queue.shared.lane(Priority::Normal);
+        queue
+    }
+
+    /// Never waits. Put a full fence after it, and wake a task worker.
+    pub(super) fn push(&self, task: Task<T, R>, place: Place) {
+        let lanes = match place.worker {
+            None => &self.shared,
+            Some(worker) => &self.own[worker as usize],
+        };
+        if place.worker.is_some() || place.priority != Priority::Normal {
+            self.side_lanes.store(true, Ordering::Relaxed);
+        }
+        lanes.lane(place.priority).push(task);
+    }
+
+    /// The next task for this task worker.
+    pub(super) fn take(&self, seat: &mut Seat) -> Option<Task<T, R>> {
+        if !self.side_lanes.load(Ordering::Relaxed) {
+            return self.shared.get(Priority::Normal)?.take();
+        }
+        let own = &self.own[seat.index];
+        // Turn and turn about, so that neither starves the other.
+        let places = if seat.taken % 2 == 0 { [own, &self.shared] } else { [&self.shared, own] };
+        let task = seat
+            .order()
+            .into_iter()
+            .find_map(|priority| places.into_iter().find_map(|lanes| lanes.get(priority)?.take()))?;
+        seat.taken = seat.taken.wrapping_add(1);
+        Some(task)
+    }
+
+    /// Tells those who wait for room that a task was taken, if there is some now.
+    pub(super) fn taken(&self) {
         // Either we see who registered, or it sees the place that we made.
         fence(Ordering::SeqCst);
         if self.is_awaited() && self.has_room() {
             self.wake_waiting();
         }
-        match entry {
-            Entry::Task(task) => Some(task),
-            Entry::Stop => None,
+    }
+
+    /// Whether any free task worker would find nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        match self.side_lanes.load(Ordering::Relaxed) {
+            false => self.shared.get(Priority::Normal).is_none_or(|lane| lane.len() == 0),
+            true => self.shared.len() == 0,
         }
     }
 
-    /// Ends the loops of `count` task workers, each once nothing waits before it.
-    pub(super) fn stop(&self, count: usize) {
-        for _ in 0..count {
-            let _ = self.sender.send(Entry::Stop);
-        }
-        fence(Ordering::SeqCst);
-        self.idle.wake_all();
-    }
-
-    /// Takes no more, and gives up what waits.
-    pub(super) fn close(&self, ledger: &Ledger) {
-        self.closed.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        self.abandon_all(ledger);
-    }
-
-    fn abandon_all(&self, ledger: &Ledger) {
-        let mut stops = 0;
-        while let Ok(entry) = self.receiver.try_recv() {
-            match entry {
-                Entry::Task(Task { payload, ticket }) => {
-                    ticket.abandon(None, ledger);
-                    // The payload's own drop may panic; the rest must be given up all the same.
-                    let _ = catch(|| drop(payload));
-                }
-                Entry::Stop => stops += 1,
-            }
-        }
-        self.stop(stops);
+    /// Takes everything out, whoever it is for.
+    pub(super) fn drain(&self) -> impl Iterator<Item = Task<T, R>> {
+        self.all_lanes()
+            .flat_map(|lanes| &lanes.0)
+            .filter_map(OnceLock::get)
+            .flat_map(|lane| std::iter::from_fn(move || lane.take()))
     }
 
     /// How many tasks wait.
     pub(super) fn len(&self) -> usize {
-        self.receiver.len()
+        match self.side_lanes.load(Ordering::Relaxed) {
+            false => self.shared.get(Priority::Normal).map_or(0, Lane::len),
+            true => self.all_lanes().map(Lanes::len).sum(),
+        }
+    }
+
+    /// How many tasks wait of each priority.
+    pub(super) fn by_priority(&self) -> [usize; 3] {
+        PRIORITIES.map(|priority| self.all_lanes().filter_map(|lanes| lanes.get(priority)).map(Lane::len).sum())
+    }
+
+    /// When the task was queued that has waited longest. Wake all task workers after it: one that looked meanwhile may
+    /// have found nothing.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        let lanes = self.all_lanes().flat_map(|lanes| &lanes.0).filter_map(OnceLock::get);
+        lanes.filter_map(|lane| lane.peek(|task| task.ticket.queued_at)).min()
+    }
+
+    fn all_lanes(&self) -> impl Iterator<Item = &Lanes<Task<T, R>>> {
+        std::iter::once(&self.shared).chain(&self.own)
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -145,6 +224,11 @@ impl<T, R> Queue<T, R> {
     /// Where even those who pause at the capacity are refused.
     pub(super) fn hard_limit(&self) -> usize {
         self.capacity.saturating_mul(HARD_LIMIT).saturating_add(self.submitters)
+    }
+
+    /// Whether who will not wait is refused: at the capacity, or while others wait for room.
+    pub(super) fn is_full_at(&self, waiting: usize) -> bool {
+        waiting >= self.capacity || self.is_awaited() && !self.has_room()
     }
 
     /// How many tasks a submitter that found so many waiting may submit before it looks again. If all of them do,
@@ -179,7 +263,8 @@ impl<T, R> Queue<T, R> {
         self.rounds.load(Ordering::Relaxed)
     }
 
-    fn wake_waiting(&self) {
+    /// Wakes all who wait for room, whether or not there is some.
+    pub(super) fn wake_waiting(&self) {
         let woken = {
             let mut waiting = self.waiting.lock();
             self.awaited.store(false, Ordering::Relaxed);
@@ -190,5 +275,23 @@ impl<T, R> Queue<T, R> {
         for waiter in woken {
             waiter.wake();
         }
+    }
+}
+
+impl<X: Waits> Lanes<X> {
+    fn new() -> Lanes<X> {
+        Lanes([const { OnceLock::new() }; 3])
+    }
+
+    fn lane(&self, priority: Priority) -> &Lane<X> {
+        self.0[priority as usize].get_or_init(Lane::new)
+    }
+
+    fn get(&self, priority: Priority) -> Option<&Lane<X>> {
+        self.0[priority as usize].get()
+    }
+
+    fn len(&self) -> usize {
+        self.0.iter().filter_map(OnceLock::get).map(Lane::len).sum()
     }
 }

@@ -1,38 +1,93 @@
 //! The way back: from whoever decides a task's outcome to the submitter.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
 
 use super::Wake;
-use super::outcome::{Finished, Outcome, TaskId};
+use super::outcome::{Finished, Outcome, OutcomeKind, Product, TaskId};
 use crate::panic::catch;
 use crate::stats::Ledger;
+
+/// What comes to a submitter.
+pub(super) enum Message<R> {
+    Finished(Finished<Product<R>>),
+    /// The task has come further, and runs on this task worker. There is one at most for each task that runs; how far
+    /// it has come is read where it runs.
+    Progress(TaskId, u32),
+}
+
+impl<R> Message<R> {
+    /// Whether this is how the task ended.
+    pub(super) fn is_end_of(&self, id: TaskId) -> bool {
+        matches!(self, Message::Finished(finished) if finished.is_last && finished.id == id)
+    }
+
+    pub(super) fn is_end(&self) -> bool {
+        matches!(self, Message::Finished(finished) if finished.is_last)
+    }
+}
 
 /// Where the outcomes of one submitter's tasks go: its reply channel, and how to rouse it.
 ///
 /// The channel is unbounded, so that a task worker never waits for a submitter; what bounds it is the number
-/// of that submitter's tasks in flight.
+/// of that submitter's tasks in flight, and `Limits`.
 ///
 /// Aligned, so that it does not share a cache line with its `Arc`'s count, which every ticket changes.
 #[repr(align(64))]
 pub(super) struct ReplyAddress<R> {
-    sender: Sender<Finished<R>>,
+    /// The number of the submitter.
+    pub(super) number: u64,
+    sender: Sender<Message<R>>,
     /// A second receiver beside the submitter's own, for the outcomes that come once it is gone.
-    receiver: Receiver<Finished<R>>,
+    receiver: Receiver<Message<R>>,
     gone: AtomicBool,
+    /// Something is in `decided`.
+    any_decided: AtomicBool,
+    /// Tasks whose outcome the submitter has decided while they were queued: whoever takes one out of the queue
+    /// throws it away.
+    decided: Mutex<HashSet<TaskId>>,
+    limits: Limits,
+    /// Undelivered results other than outcomes.
+    results: AtomicUsize,
+    /// Tasks that others submitted for this submitter to hear of, and it has not yet.
+    foreign: AtomicUsize,
     submitter: Arc<dyn Wake>,
 }
 
+/// What bounds the messages of one submitter that it does not ask for.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Results other than outcomes.
+    pub(super) results: usize,
+    /// Tasks that others submit in its name.
+    pub(super) foreign: usize,
+    /// Whether it wants to hear of progress.
+    pub(super) progress: bool,
+}
+
 impl<R> ReplyAddress<R> {
-    pub(super) fn new(submitter: Arc<dyn Wake>) -> ReplyAddress<R> {
+    pub(super) fn new(number: u64, limits: Limits, submitter: Arc<dyn Wake>) -> ReplyAddress<R> {
         let (sender, receiver) = crossbeam_channel::unbounded();
-        ReplyAddress { sender, receiver, gone: AtomicBool::new(false), submitter }
+        ReplyAddress {
+            number,
+            sender,
+            receiver,
+            gone: AtomicBool::new(false),
+            any_decided: AtomicBool::new(false),
+            decided: Mutex::new(HashSet::new()),
+            limits,
+            results: AtomicUsize::new(0),
+            foreign: AtomicUsize::new(0),
+            submitter,
+        }
     }
 
-    pub(super) fn receiver(&self) -> &Receiver<Finished<R>> {
+    pub(super) fn receiver(&self) -> &Receiver<Message<R>> {
         &self.receiver
     }
 
@@ -43,13 +98,21 @@ impl<R> ReplyAddress<R> {
         self.orphan(ledger);
     }
 
-    fn send(&self, finished: Finished<R>, ledger: &Ledger) {
-        // Cannot fail: a receiver lives as long as this.
-        let _ = self.sender.send(finished);
-        // Either we see that the submitter is gone, or it sees this outcome when it closes; and likewise
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Cannot fail: a receiver lives as long as this. Rouse the submitter after it.
+    fn push(&self, message: Message<R>) {
+        let _ = self.sender.send(message);
+    }
+
+    /// Has the submitter look at what was pushed. No lock is held, since what this drops may be users' code.
+    pub(super) fn rouse(&self, ledger: &Ledger) {
+        // Either we see that the submitter is gone, or it sees what was pushed when it closes; and likewise
         // with its mark of being asleep.
         fence(Ordering::SeqCst);
-        if self.gone.load(Ordering::Relaxed) {
+        if self.is_gone() {
             self.orphan(ledger);
         } else {
             self.submitter.wake();
@@ -58,12 +121,70 @@ impl<R> ReplyAddress<R> {
 
     /// Whoever takes an outcome out counts it, so each is counted once.
     fn orphan(&self, ledger: &Ledger) {
-        while let Ok(finished) = self.receiver.try_recv() {
-            ledger.orphaned.add(1);
-            // The result's own drop may panic; the rest must be counted all the same.
-            let _ = catch(|| drop(finished));
+        while let Ok(message) = self.receiver.try_recv() {
+            orphan(message, ledger);
         }
     }
+
+    /// From now on the task is thrown away by whoever takes it out of the queue.
+    pub(super) fn strike(&self, id: TaskId) {
+        let mut decided = self.decided.lock();
+        decided.insert(id);
+        self.any_decided.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes that back, or does it: the task was struck, and now is forgotten. False if it was not.
+    pub(super) fn unstrike(&self, id: TaskId) -> bool {
+        if !self.any_decided.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut decided = self.decided.lock();
+        let struck = decided.remove(&id);
+        self.any_decided.store(!decided.is_empty(), Ordering::Relaxed);
+        struck
+    }
+
+    pub(super) fn has_struck(&self) -> bool {
+        self.any_decided.load(Ordering::Relaxed)
+    }
+
+    /// Counts a task that somebody submits for this submitter to hear of; false where there are too many.
+    pub(super) fn expect_foreign(&self) -> bool {
+        let before = self.foreign.fetch_add(1, Ordering::Relaxed);
+        if before >= self.limits.foreign {
+            self.forget_foreign();
+        }
+        before < self.limits.foreign
+    }
+
+    pub(super) fn forget_foreign(&self) {
+        self.foreign.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn foreign(&self) -> usize {
+        self.foreign.load(Ordering::Relaxed)
+    }
+
+    fn expect_result(&self) -> bool {
+        let before = self.results.fetch_add(1, Ordering::Relaxed);
+        if before >= self.limits.results {
+            self.forget_result();
+        }
+        before < self.limits.results
+    }
+
+    pub(super) fn forget_result(&self) {
+        self.results.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts an outcome that nobody will hear, and drops it.
+pub(super) fn orphan<R>(message: Message<R>, ledger: &Ledger) {
+    if message.is_end() {
+        ledger.orphaned.add(1);
+    }
+    // A result's own drop may panic; the rest must be counted all the same.
+    let _ = catch(|| drop(message));
 }
 
 /// The right to decide a task's outcome. There is one per accepted task; whoever takes it owns the outcome.
@@ -71,44 +192,104 @@ pub(super) struct Ticket<R> {
     pub(super) id: TaskId,
     pub(super) queued_at: Instant,
     pub(super) reply_to: Arc<ReplyAddress<R>>,
+    /// Nobody hears of the outcome.
+    pub(super) one_way: bool,
 }
 
-/// Where and when a task ran.
+/// Where and how long a task ran.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Run {
-    pub(super) worker_index: usize,
-    pub(super) started: Instant,
-    pub(super) ended: Instant,
+    pub(super) worker_index: Option<u32>,
+    pub(super) time_queued: Duration,
+    pub(super) time_run: Duration,
+}
+
+/// A decided outcome that is on its way. The submitter has yet to be roused, once no lock is held.
+#[must_use]
+pub(super) struct Decided<R> {
+    pub(super) id: TaskId,
+    pub(super) kind: OutcomeKind,
+    reply_to: Arc<ReplyAddress<R>>,
+    /// The outcome of a one-way task.
+    unheard: Option<Finished<Product<R>>>,
+}
+
+/// Why a result was not taken.
+pub(super) enum NotTaken {
+    TooMany,
+    Unheard,
 }
 
 impl<R> Ticket<R> {
-    /// The task has run; this is how it ended.
-    pub(super) fn decide(self, outcome: Outcome<R>, run: Run, ledger: &Ledger) {
-        match &outcome {
-            Outcome::Done(_) => ledger.done.add(1),
-            Outcome::Failed(_) => ledger.failed.add(1),
-            Outcome::Panicked(_) => ledger.panicked.add(1),
-            Outcome::Abandoned => ledger.abandoned.add(1),
-        }
-        let finished = Finished {
-            id: self.id,
-            outcome,
-            worker_index: Some(run.worker_index),
-            time_queued: run.started.saturating_duration_since(self.queued_at),
-            time_run: run.ended.saturating_duration_since(run.started),
+    /// Decides the outcome and sends it. Done under the lock where the ticket was found, so that who else looks for
+    /// it finds either the ticket there or the outcome with the submitter.
+    pub(super) fn decide(self, outcome: Outcome<Product<R>>, run: Run, ledger: &Ledger) -> Decided<R> {
+        let kind = outcome.kind();
+        ledger.count(kind);
+        let finished = finished(self.id, outcome, run, true);
+        let unheard = match self.one_way {
+            true => {
+                ledger.one_way.add(1);
+                Some(finished)
+            }
+            false => {
+                self.reply_to.push(Message::Finished(finished));
+                None
+            }
         };
-        self.reply_to.send(finished, ledger);
+        Decided { id: self.id, kind, reply_to: self.reply_to, unheard }
     }
 
-    /// Gives the task up; `worker_index` says where it runs, if it does.
-    pub(super) fn abandon(self, worker_index: Option<usize>, ledger: &Ledger) {
-        ledger.abandoned.add(1);
-        let finished = Finished {
-            id: self.id,
-            outcome: Outcome::Abandoned,
-            worker_index,
-            time_queued: self.queued_at.elapsed(),
-            time_run: Duration::ZERO,
-        };
-        self.reply_to.send(finished, ledger);
+    /// Decides the outcome of a task that is queued no more and has not started, unless its submitter has.
+    pub(super) fn decide_unless_struck(
+        self,
+        outcome: Outcome<Product<R>>,
+        ledger: &Ledger,
+    ) -> Result<Decided<R>, Outcome<Product<R>>> {
+        let reply_to = Arc::clone(&self.reply_to);
+        // The submitter strikes the task out under this lock, and then looks for its outcome.
+        let mut decided = reply_to.decided.lock();
+        if decided.remove(&self.id) {
+            reply_to.any_decided.store(!decided.is_empty(), Ordering::Relaxed);
+            return Err(outcome);
+        }
+        Ok(self.decide(outcome, Run::default(), ledger))
+    }
+
+    /// Sends a result that is not the last, under the same lock. Rouse the submitter after it.
+    pub(super) fn send(&self, result: R, run: Run) -> Result<(), (NotTaken, R)> {
+        if self.one_way || self.reply_to.is_gone() {
+            return Err((NotTaken::Unheard, result));
+        }
+        if !self.reply_to.expect_result() {
+            return Err((NotTaken::TooMany, result));
+        }
+        let outcome = Outcome::Done(Product::Result(result));
+        self.reply_to.push(Message::Finished(finished(self.id, outcome, run, false)));
+        Ok(())
+    }
+
+    /// Tells of progress, under the same lock. False if nobody wants to hear of it.
+    pub(super) fn tell_progress(&self, worker_index: u32) -> bool {
+        let wanted = self.reply_to.limits.progress && !self.one_way && !self.reply_to.is_gone();
+        if wanted {
+            self.reply_to.push(Message::Progress(self.id, worker_index));
+        }
+        wanted
+    }
+}
+
+pub(super) fn finished<R>(id: TaskId, outcome: Outcome<Product<R>>, run: Run, is_last: bool) -> Finished<Product<R>> {
+    let Run { worker_index, time_queued, time_run } = run;
+    Finished { id, outcome, is_last, worker_index, time_queued, time_run }
+}
+
+impl<R> Decided<R> {
+    /// Rouses the submitter. No lock is held, since what it drops may be users' code.
+    pub(super) fn rouse(self, ledger: &Ledger) {
+        match self.unheard {
+            Some(finished) => drop(catch(|| drop(finished))),
+            None => self.reply_to.rouse(ledger),
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Worker, is_transient, write_time_left};
 use crate::logging::foreign;
 use crate::panic::catch;
-use crate::server::connection::{CloseReason, Link, LinkState};
+use crate::server::connection::{CloseReason, LinkState, Wire};
 use crate::server::lifecycle::Phase;
 
 /// How long a client that was active a moment ago may take to notice that we closed. Without it, the kernel answers
@@ -21,13 +21,15 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         let mail = self.mailbox.seal();
         let flushed = reason.is_orderly() && self.flush_out() && {
             // Fits, since the outbox is empty, and a mailbox is no larger.
-            let _ = self.conn.link.outbox.push(&mail);
+            let _ = self.conn.link.wire.outbox.push(&mail);
             self.flush_out()
         };
         self.conn.link.state = LinkState::Closed;
+        self.conn.link.port.end();
         if let Err(message) = catch(|| self.run_on_close(&reason)) {
             self.core.log_callback(self.conn.id(), &format!("on_close panicked: {}", foreign(message)));
         }
+        self.core.observe(|observer| observer.connection_closed(&self.mailbox.info, &reason));
         let may_be_sending = flushed && !matches!(reason, CloseReason::Client);
         let _ = catch(|| drop(reason));
         if may_be_sending {
@@ -56,7 +58,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             if self.flush().is_err() {
                 return false;
             }
-            let Link { outbox, stream, .. } = &self.conn.link;
+            let Wire { outbox, stream } = &self.conn.link.wire;
             if outbox.is_empty() {
                 return true;
             }
@@ -74,7 +76,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
 
     /// Reads and forgets what the client still sends, until it closes too. One that has been idle sends nothing.
     fn linger(&mut self) {
-        self.conn.link.stream.shutdown_write();
+        self.conn.link.wire.stream.shutdown_write();
         let until = Instant::now() + LINGER;
         while !self.released {
             self.sleeper.mark_asleep();
@@ -82,11 +84,11 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             if left.is_zero() || self.core.lifecycle.phase() == Phase::Expired {
                 return;
             }
-            let source = Some(self.conn.link.stream.as_fd());
+            let source = Some(self.conn.link.wire.stream.as_fd());
             if self.sleeper.sleep(source, true, false, Some(left)).is_err() {
                 return;
             }
-            match self.input.discard(&mut self.conn.link.stream) {
+            match self.input.discard(&mut self.conn.link.wire.stream) {
                 Ok(0) => return,
                 Err(error) if !is_transient(&error) => return,
                 _ => {}

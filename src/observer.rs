@@ -1,0 +1,80 @@
+//! The hooks beside the callbacks.
+
+use crate::server::{CloseReason, ConnectionInfo};
+use crate::task::{OutcomeKind, TaskId};
+
+/// Is told what happens, to count it, trace it, or log it. Every method does nothing unless it is written; the form is
+/// that of r2d2's `HandleEvent`.
+///
+/// The methods run on the thread where it happens, which waits for them: they should be quick. A panic in one is logged
+/// and goes no further. Given to the builder by `observer`.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use std::sync::Arc;
+///
+/// use backroom::{Observer, OutcomeKind, TaskId};
+///
+/// #[derive(Default)]
+/// struct Failures(AtomicU64);
+///
+/// impl Observer for Failures {
+///     fn task_ended(&self, _id: TaskId, how: OutcomeKind) {
+///         if how != OutcomeKind::Done {
+///             self.0.fetch_add(1, Ordering::Relaxed);
+///         }
+///     }
+/// }
+///
+/// # fn main() -> Result<(), backroom::BindError> {
+/// let failures = Arc::new(Failures::default());
+/// let server = backroom::Server::builder::<(), ()>()
+///     .observer(Arc::clone(&failures))
+///     .on_receive(|conn, _data| Ok(drop(conn.task(())?)))
+///     .on_task(|_cx, ()| anyhow::bail!("no luck"))
+///     .bind("127.0.0.1:0")?;
+/// # drop(server);
+/// # Ok(())
+/// # }
+/// ```
+pub trait Observer: Send + Sync {
+    /// A task was accepted.
+    fn task_accepted(&self, id: TaskId) {
+        let _ = id;
+    }
+
+    /// A task worker begins to run a task; again for each attempt.
+    fn task_started(&self, id: TaskId, worker_index: usize) {
+        let _ = (id, worker_index);
+    }
+
+    /// The outcome of a task is decided, which happens once.
+    fn task_ended(&self, id: TaskId, how: OutcomeKind) {
+        let _ = (id, how);
+    }
+
+    /// A task worker has made its state: at the start, after a panic, or when it was recycled.
+    fn task_worker_started(&self, worker_index: usize) {
+        let _ = worker_index;
+    }
+
+    /// A task worker gives its state up: at the end, or to be recycled.
+    fn task_worker_stopped(&self, worker_index: usize) {
+        let _ = worker_index;
+    }
+
+    /// A task panicked, with this message; its task worker makes a fresh state.
+    fn task_worker_panicked(&self, worker_index: usize, message: &str) {
+        let _ = (worker_index, message);
+    }
+
+    /// A client has connected, and its worker begins.
+    fn connection_opened(&self, connection: &ConnectionInfo) {
+        let _ = connection;
+    }
+
+    /// A connection has closed, after its `on_close`.
+    fn connection_closed(&self, connection: &ConnectionInfo, reason: &CloseReason) {
+        let _ = (connection, reason);
+    }
+}

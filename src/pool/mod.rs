@@ -1,0 +1,159 @@
+//! The back room without a socket: for programs that have a loop of their own.
+
+mod builder;
+mod submitter;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use builder::TaskPoolBuilder;
+pub use submitter::Submitter;
+
+use crate::config::TaskConfig;
+use crate::panic::catch;
+use crate::stats::TaskStats;
+use crate::task::{OnFinish, OnProgress, Pool, PortConfig, Wake, WhenFull};
+
+/// A fixed pool of task workers for any thread of a program to hand tasks to: the back room of a
+/// [`Server`](crate::Server) without the server.
+///
+/// Each thread takes a [`Submitter`] of its own, which has a reply channel: outcomes come back to that thread, and
+/// their finish closures run there, when it calls [`run_finished`](Submitter::run_finished).
+///
+/// Dropped, it drains: no more tasks are taken, what is delayed is cancelled, the rest is finished; what is not by the
+/// [`drain_timeout`](TaskPoolBuilder::drain_timeout) is abandoned. [`shutdown`](Self::shutdown) does the same and
+/// reports. The submitters can still run the finish closures of what has come.
+///
+/// ```
+/// use std::cell::Cell;
+/// use std::rc::Rc;
+/// use std::time::Duration;
+///
+/// use backroom::TaskPool;
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = TaskPool::builder().task_worker_num(2).on_task(|_cx, number: u64| Ok(number * number)).build()?;
+/// let mut submitter = pool.submitter();
+///
+/// // The finish closures run on this thread, so they may share what is not `Send`.
+/// let sum = Rc::new(Cell::new(0));
+/// for number in 1..=10 {
+///     let sum = Rc::clone(&sum);
+///     submitter.task_then(number, move |_submitter, done| Ok(sum.set(sum.get() + done.into_result()?)))?;
+/// }
+/// while submitter.tasks_in_flight() > 0 {
+///     submitter.run_finished_for(Duration::from_secs(1));
+/// }
+/// assert_eq!(sum.get(), 385);
+///
+/// assert_eq!(submitter.task_wait(11, Duration::from_secs(5))?, 121);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct TaskPool<T: Send + 'static, R: Send + 'static> {
+    pool: Pool<T, R>,
+    callbacks: Arc<Callbacks<T, R>>,
+    port_config: PortConfig,
+    drain_timeout: Duration,
+    is_shut_down: bool,
+}
+
+/// What runs on a submitter's thread for tasks that have no closure of their own.
+struct Callbacks<T: Send + 'static, R: Send + 'static> {
+    on_finish: Option<Box<OnFinish<R, Submitter<T, R>>>>,
+    on_progress: Option<Box<OnProgress<Submitter<T, R>>>>,
+}
+
+/// How a pool ended, from [`TaskPool::shutdown`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolReport {
+    /// The books of the tasks. Nothing was lost if `tasks.abandoned` is 0.
+    pub tasks: TaskStats,
+    /// Task workers whose thread still runs an abandoned task. Rust cannot kill a thread.
+    pub task_workers_running: usize,
+}
+
+/// A submitter sleeps on its reply channel, which wakes it by itself.
+struct OnTheChannel;
+
+impl Wake for OnTheChannel {
+    fn wake(&self) {}
+}
+
+impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
+    /// A pool to be put together.
+    pub fn builder() -> TaskPoolBuilder<T, R> {
+        TaskPoolBuilder::new()
+    }
+
+    fn new(
+        pool: Pool<T, R>,
+        callbacks: Callbacks<T, R>,
+        config: &TaskConfig,
+        results_in_order: bool,
+        drain_timeout: Duration,
+    ) -> Self {
+        let port_config = PortConfig {
+            max_in_flight: config.max_tasks_in_flight,
+            when_full: WhenFull::Refuse,
+            in_order: results_in_order,
+            cancel_at_end: false,
+            max_results: config.max_results,
+            hears_progress: callbacks.on_progress.is_some(),
+        };
+        TaskPool { pool, callbacks: Arc::new(callbacks), port_config, drain_timeout, is_shut_down: false }
+    }
+
+    /// A way into the pool for one thread, with a reply channel of its own. It stays on the thread that calls this,
+    /// and may outlive the pool.
+    pub fn submitter(&self) -> Submitter<T, R> {
+        Submitter::new(self.pool.port(Arc::new(OnTheChannel), self.port_config), Arc::clone(&self.callbacks))
+    }
+
+    /// What the pool has done and is doing.
+    pub fn stats(&self) -> TaskStats {
+        self.pool.stats()
+    }
+
+    /// Has all task workers renew their state, one after the other, each as soon as it has ended the task it runs; no
+    /// task is lost. Returns at once.
+    pub fn recycle(&self) {
+        self.pool.recycle();
+    }
+
+    /// Takes no more tasks, cancels what is delayed, finishes the rest, and ends the task workers. Blocks until then,
+    /// or until `deadline` from now: what is unfinished then is abandoned.
+    ///
+    /// In a task of this same pool it would wait for itself until the deadline: do not call it there.
+    pub fn shutdown(mut self, deadline: Duration) -> PoolReport {
+        self.end_within(deadline)
+    }
+
+    fn end_within(&mut self, time: Duration) -> PoolReport {
+        self.is_shut_down = true;
+        self.pool.drain();
+        self.pool.end();
+        self.pool.ended_by(Instant::now().checked_add(time));
+        // In time, this gives up what no one can have submitted any more: nothing.
+        self.pool.abandon();
+        PoolReport { tasks: self.pool.stats(), task_workers_running: self.pool.loops() }
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static> Drop for TaskPool<T, R> {
+    fn drop(&mut self) {
+        if !self.is_shut_down {
+            // Fenced, since this may run while a panic unwinds.
+            let _ = catch(|| self.end_within(self.drain_timeout));
+        }
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static> fmt::Debug for TaskPool<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskPool").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}

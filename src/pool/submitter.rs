@@ -1,0 +1,175 @@
+//! One thread's way into a pool, and the outcomes' way back to it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Callbacks;
+use crate::error::{TaskError, TaskFailure, TryTaskError, WaitError};
+use crate::logging::foreign;
+use crate::task::{Finished, Port, Progress, Repetition, TaskId, TaskOptions, With};
+
+/// One thread's way into a [`TaskPool`](super::TaskPool), and the outcomes' way back: their finish closures run on this
+/// thread, when it calls [`run_finished`](Self::run_finished) or [`run_finished_for`](Self::run_finished_for).
+///
+/// Dropped, it hears of nothing more: outcomes still to come are orphaned. A panic in a finish closure goes on through
+/// whoever called.
+pub struct Submitter<T: Send + 'static, R: Send + 'static> {
+    port: Port<T, R, Submitter<T, R>>,
+    callbacks: Arc<Callbacks<T, R>>,
+}
+
+impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
+    pub(super) fn new(port: Port<T, R, Submitter<T, R>>, callbacks: Arc<Callbacks<T, R>>) -> Self {
+        Submitter { port, callbacks }
+    }
+
+    /// The number in the ids of its tasks.
+    pub fn number(&self) -> u64 {
+        self.port.number()
+    }
+
+    /// How many tasks have no outcome delivered yet, of those whose outcome comes to this submitter.
+    pub fn tasks_in_flight(&self) -> usize {
+        self.port.in_flight()
+    }
+
+    /// Runs the finish closures of what has come, and returns how many there were. Does not block, and leaves to the
+    /// next call what comes while they run.
+    pub fn run_finished(&mut self) -> usize {
+        self.port.time_out();
+        let callbacks = Arc::clone(&self.callbacks);
+        let (on_finish, on_progress) = (callbacks.on_finish.as_deref(), callbacks.on_progress.as_deref());
+        let mut run = 0;
+        for _ in 0..self.port.messages() {
+            let Some(delivery) = self.port.next() else { break };
+            run += 1;
+            if let Err(error) = Port::run(delivery, self, |submitter| &mut submitter.port, on_finish, on_progress) {
+                self.port.ledger().finish_errors.add(1);
+                log::warn!("a finish closure failed: {}", foreign(format_args!("{error:#}")));
+            }
+        }
+        run
+    }
+
+    /// Waits until something comes, but no longer than `timeout`, and then does what
+    /// [`run_finished`](Self::run_finished) does. Returns 0 at once where nothing is in flight.
+    pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
+        self.port.wait_for_message(timeout);
+        self.run_finished()
+    }
+}
+
+/// Tasks. Their outcomes come to this submitter.
+impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
+    /// The ways of submitting a task that is not like all others: with a priority, a deadline, a delay, …
+    pub fn with(&mut self, options: TaskOptions<T>) -> With<'_, T, R, Self> {
+        self.port.look_whether_open();
+        With::new(&mut self.port, Some(options), None)
+    }
+
+    fn plain(&mut self) -> With<'_, T, R, Self> {
+        self.port.look_whether_open();
+        With::new(&mut self.port, None, None)
+    }
+
+    /// Hands a task to the task workers and returns its id at once. Its outcome comes to `on_finish`. Never blocks:
+    /// refused at `queue_capacity`, at four times `max_tasks_in_flight`, and once the pool shuts down.
+    pub fn task(&mut self, data: T) -> Result<TaskId, TaskError> {
+        self.plain().task(data)
+    }
+
+    /// A [`task`](Self::task) with a finish closure of its own, which is given the outcome.
+    pub fn task_then<F>(&mut self, data: T, finish: F) -> Result<TaskId, TaskError>
+    where
+        F: FnOnce(&mut Submitter<T, R>, Finished<R>) -> anyhow::Result<()> + 'static,
+    {
+        self.plain().task_then(data, finish)
+    }
+
+    /// A [`task`](Self::task) with a finish closure for each result, the outcome last. See
+    /// [`Connection::task_each`](crate::Connection::task_each).
+    pub fn task_each<F>(&mut self, data: T, finish: F) -> Result<TaskId, TaskError>
+    where
+        F: FnMut(&mut Submitter<T, R>, Finished<R>) -> anyhow::Result<()> + 'static,
+    {
+        self.plain().task_each(data, finish)
+    }
+
+    /// A [`task`](Self::task) of whose outcome nobody hears; it is still counted. It cannot be cancelled.
+    pub fn task_oneway(&mut self, data: T) -> Result<TaskId, TaskError> {
+        self.plain().task_oneway(data)
+    }
+
+    /// A [`task`](Self::task) that is refused at `max_tasks_in_flight` already, and whose error hands the payload back.
+    pub fn try_task(&mut self, data: T) -> Result<TaskId, TryTaskError<T>> {
+        self.plain().try_task(data)
+    }
+
+    /// A [`try_task`](Self::try_task) that waits up to `timeout` for room in the queue. No finish closure runs
+    /// meanwhile.
+    pub fn task_within(&mut self, data: T, timeout: Duration) -> Result<TaskId, TryTaskError<T>> {
+        self.plain().task_within(data, timeout)
+    }
+
+    /// Runs a closure on a task worker, and `finish` with what it returned on this thread. See
+    /// [`Connection::run`](crate::Connection::run).
+    pub fn run<X, W, F>(&mut self, work: W, finish: F) -> Result<TaskId, TaskError>
+    where
+        X: Send + 'static,
+        W: FnOnce() -> X + Send + 'static,
+        F: FnOnce(&mut Submitter<T, R>, Result<X, TaskFailure>) -> anyhow::Result<()> + 'static,
+    {
+        self.plain().run(work, finish)
+    }
+
+    /// Submits a task and blocks until it has ended, or until `timeout`, which is the task's deadline as well. What
+    /// comes for others meanwhile is put aside; what comes after the time is discarded and counted as late. Swoole's
+    /// `taskwait`, there with half a second.
+    pub fn task_wait(&mut self, data: T, timeout: Duration) -> Result<R, WaitError> {
+        self.plain().task_wait(data, timeout)
+    }
+
+    /// Submits tasks and blocks until all have ended, or for `timeout` in all. The results are in the order of the
+    /// tasks, one for each. Swoole's `taskWaitMulti`.
+    pub fn task_wait_multi(&mut self, data: Vec<T>, timeout: Duration) -> Vec<Result<R, WaitError>> {
+        self.plain().task_wait_multi(data, timeout)
+    }
+
+    /// Submits a task once every `period` until the [`Repetition`] is stopped or this is dropped. See
+    /// [`Connection::task_every`](crate::Connection::task_every).
+    pub fn task_every<F>(&mut self, period: Duration, make: F) -> Result<Repetition, TaskError>
+    where
+        F: FnMut() -> T + Send + 'static,
+    {
+        self.plain().task_every(period, make)
+    }
+
+    /// Cancels a task of this submitter. See [`Connection::cancel`](crate::Connection::cancel).
+    pub fn cancel(&mut self, task: TaskId) -> bool {
+        self.port.cancel(task)
+    }
+
+    /// How far a task has come, if it is running and has [said so](crate::TaskInfo::progress).
+    pub fn progress(&self, task: TaskId) -> Option<Progress> {
+        self.port.progress(task)
+    }
+}
+
+/// Waiting for room, which only a thread without clients may.
+impl<T: Send + 'static, R: Send + 'static> With<'_, T, R, Submitter<T, R>> {
+    /// A [`try_task`](Self::try_task) that waits up to `timeout` for room in the queue. See
+    /// [`Submitter::task_within`].
+    pub fn task_within(self, data: T, timeout: Duration) -> Result<TaskId, TryTaskError<T>> {
+        self.wait_for_room(data, timeout)
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static> fmt::Debug for Submitter<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Submitter")
+            .field("number", &self.number())
+            .field("tasks_in_flight", &self.tasks_in_flight())
+            .finish_non_exhaustive()
+    }
+}

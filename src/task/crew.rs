@@ -1,0 +1,458 @@
+//! What the task workers and those who command them share: which tasks have started, who is idle, and when to end.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Wake;
+use super::idle::Idle;
+use super::outcome::{Outcome, OutcomeKind, Product, Progress, TaskId};
+use super::reply::{Decided, NotTaken, ReplyAddress, Run, Ticket};
+use crate::logging::{LogLimit, foreign};
+use crate::observer::Observer;
+use crate::panic::catch;
+use crate::stats::{Books, Ledger, OpenLedger};
+
+pub(super) struct Crew<R> {
+    /// The task that each task worker runs.
+    slots: Box<[Slot<R>]>,
+    /// Tasks whose reply was taken away, to be finished later.
+    later: Mutex<Later<R>>,
+    pub(super) idle: Idle,
+    /// What is delayed is cancelled, and tasks may submit no more.
+    draining: AtomicBool,
+    /// The loops are to end once nothing is pending.
+    ending: AtomicBool,
+    /// Nothing is waited for any more: a task that has not started is given up.
+    expired: AtomicBool,
+    /// Task workers that are to renew their state, one after the other.
+    renewals: Mutex<VecDeque<usize>>,
+    /// Whose turn that is: its index, or `NOBODY`.
+    turn: AtomicUsize,
+    /// Loops that have not ended.
+    loops: Mutex<usize>,
+    /// A loop has ended, or it may be time to.
+    changed: Condvar,
+    /// Roused whenever a loop ends.
+    owner: Arc<dyn Wake>,
+    pub(super) books: Arc<Books>,
+    observer: Option<Arc<dyn Observer>>,
+    pub(super) panic_log: LogLimit,
+}
+
+const NOBODY: usize = usize::MAX;
+
+/// A task that has started, wherever it is now.
+pub(super) struct Started<R> {
+    pub(super) ticket: Ticket<R>,
+    pub(super) worker_index: u32,
+    pub(super) started: Instant,
+    pub(super) deadline: Option<Instant>,
+    pub(super) progress: Option<Progress>,
+    /// The submitter was told of progress, and has not looked since.
+    pub(super) told: bool,
+}
+
+/// What became of the task that a task worker runs. On a cache line of its own, since each is written for every task.
+#[repr(align(128))]
+struct Slot<R>(Mutex<Running<R>>);
+
+enum Running<R> {
+    Nothing,
+    Task(Started<R>),
+    /// Its outcome was decided by somebody else.
+    Decided(Arc<ReplyAddress<R>>),
+    /// Its reply was taken away.
+    Later(Arc<ReplyAddress<R>>),
+}
+
+struct Later<R> {
+    tasks: HashMap<TaskId, Started<R>>,
+    /// Written under this lock, whoever finishes.
+    ledger: OpenLedger,
+}
+
+/// Who decides a task's outcome after all.
+pub(super) enum Ending<R> {
+    /// The task worker, and so it did.
+    Decided(Decided<R>),
+    /// Whoever has its reply.
+    Later,
+    /// Somebody has before; and here is the outcome that came too late.
+    Late(Outcome<Product<R>>),
+}
+
+impl<R> Crew<R> {
+    pub(super) fn new(
+        workers: usize,
+        books: &Arc<Books>,
+        owner: Arc<dyn Wake>,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Crew<R> {
+        Crew {
+            slots: (0..workers).map(|_| Slot(Mutex::new(Running::Nothing))).collect(),
+            later: Mutex::new(Later { tasks: HashMap::new(), ledger: books.open() }),
+            idle: Idle::new(workers),
+            draining: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+            expired: AtomicBool::new(false),
+            renewals: Mutex::new(VecDeque::new()),
+            turn: AtomicUsize::new(NOBODY),
+            loops: Mutex::new(workers),
+            changed: Condvar::new(),
+            owner,
+            books: Arc::clone(books),
+            observer,
+            panic_log: LogLimit::default(),
+        }
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Tells who observes. No lock is held, and a panic there goes no further.
+    pub(super) fn observe(&self, tell: impl FnOnce(&dyn Observer)) {
+        if let Some(observer) = &self.observer {
+            if let Err(message) = catch(|| tell(&**observer)) {
+                if let Some(held_back) = self.panic_log.permit() {
+                    let message = foreign(message);
+                    log::error!("an observer panicked: {message} ({held_back} more panics since the last line)");
+                }
+            }
+        }
+    }
+
+    /// What follows a decided outcome, once no lock is held.
+    pub(super) fn announce(&self, decided: Decided<R>, ledger: &Ledger) {
+        let (id, kind) = (decided.id, decided.kind);
+        decided.rouse(ledger);
+        self.ended(id, kind);
+    }
+
+    /// One task less is pending.
+    pub(super) fn ended(&self, id: TaskId, kind: OutcomeKind) {
+        self.observe(|observer| observer.task_ended(id, kind));
+        if self.ending.load(Ordering::Relaxed) {
+            // Of those who decide at the same time, the last sees what all have counted.
+            fence(Ordering::SeqCst);
+            if self.is_over() {
+                self.notify();
+            }
+        }
+    }
+}
+
+/// The tasks that have started.
+impl<R> Crew<R> {
+    /// Shows that a task has started. Whether it may be one that is not to run after all: its outcome was decided while
+    /// it was queued, or the crew has expired.
+    pub(super) fn start(&self, index: usize, started: Started<R>) -> bool {
+        let mut running = self.slots[index].0.lock();
+        // Whoever decides or expires says so first, and takes this lock second to look for the task here.
+        let look_closer = started.ticket.reply_to.has_struck() || self.is_expired();
+        *running = Running::Task(started);
+        look_closer
+    }
+
+    /// Whether the outcome of the task on this task worker was decided while it was queued.
+    pub(super) fn is_struck(&self, index: usize, id: TaskId) -> bool {
+        self.reply_address(index).is_some_and(|reply_to| reply_to.unstrike(id))
+    }
+
+    /// The task on this task worker has ended by itself, at this time; or is not to run.
+    pub(super) fn end(
+        &self,
+        index: usize,
+        outcome: Outcome<Product<R>>,
+        ended: Option<Instant>,
+        ledger: &Ledger,
+    ) -> Ending<R> {
+        let mut running = self.slots[index].0.lock();
+        match std::mem::replace(&mut *running, Running::Nothing) {
+            Running::Task(started) => {
+                let run = ended.map(|ended| started.run(ended)).unwrap_or_default();
+                Ending::Decided(started.ticket.decide(outcome, run, ledger))
+            }
+            Running::Later(_) => Ending::Later,
+            Running::Decided(_) | Running::Nothing => Ending::Late(outcome),
+        }
+    }
+
+    /// Takes the task on this task worker back, undecided; `None` if somebody else has decided it.
+    pub(super) fn withdraw(&self, index: usize) -> Option<Started<R>> {
+        let mut running = self.slots[index].0.lock();
+        match std::mem::replace(&mut *running, Running::Nothing) {
+            Running::Task(started) => Some(started),
+            other => {
+                *running = other;
+                None
+            }
+        }
+    }
+
+    /// Takes a started task away from whoever was to decide it.
+    pub(super) fn claim(&self, id: TaskId) -> Option<Started<R>> {
+        // In this order: a reply may be taken away meanwhile.
+        let running = self.slots.iter().find_map(|slot| slot.claim(|ticket| ticket.id == id));
+        running.or_else(|| self.later.lock().tasks.remove(&id))
+    }
+
+    pub(super) fn claim_all(&self) -> Vec<Started<R>> {
+        let mut claimed: Vec<_> = self.slots.iter().filter_map(|slot| slot.claim(|_| true)).collect();
+        claimed.extend(self.later.lock().tasks.drain().map(|(_, started)| started));
+        claimed
+    }
+
+    /// Whether the outcome of the task on this task worker was decided by somebody else.
+    pub(super) fn is_decided(&self, index: usize) -> bool {
+        matches!(&*self.slots[index].0.lock(), Running::Decided(_))
+    }
+
+    /// Where the outcome of the task on this task worker goes.
+    pub(super) fn reply_address(&self, index: usize) -> Option<Arc<ReplyAddress<R>>> {
+        match &*self.slots[index].0.lock() {
+            Running::Task(started) => Some(Arc::clone(&started.ticket.reply_to)),
+            Running::Decided(reply_to) | Running::Later(reply_to) => Some(Arc::clone(reply_to)),
+            Running::Nothing => None,
+        }
+    }
+
+    /// Sends a result of the task on this task worker, which goes on.
+    pub(super) fn send(&self, index: usize, result: R, ledger: &Ledger) -> Result<(), (Option<NotTaken>, R)> {
+        let reply_to = {
+            let Running::Task(started) = &*self.slots[index].0.lock() else { return Err((None, result)) };
+            started.ticket.send(result, started.run(Instant::now())).map_err(|(why, result)| (Some(why), result))?;
+            Arc::clone(&started.ticket.reply_to)
+        };
+        reply_to.rouse(ledger);
+        Ok(())
+    }
+
+    pub(super) fn set_progress(&self, index: usize, progress: Progress, ledger: &Ledger) {
+        let reply_to = {
+            let mut running = self.slots[index].0.lock();
+            let Running::Task(started) = &mut *running else { return };
+            started.progress = Some(progress);
+            if started.told || !started.ticket.tell_progress(started.worker_index) {
+                return;
+            }
+            started.told = true;
+            Arc::clone(&started.ticket.reply_to)
+        };
+        reply_to.rouse(ledger);
+    }
+
+    /// How far the task has come, if it runs.
+    pub(super) fn progress(&self, id: TaskId) -> Option<Progress> {
+        let running = (0..self.slots.len()).find_map(|index| self.progress_on(index, id, false));
+        running.or_else(|| self.later.lock().tasks.get(&id)?.progress)
+    }
+
+    /// The same for who was told, and where; to be told again when it has come further.
+    pub(super) fn told_progress(&self, id: TaskId, index: u32) -> Option<Progress> {
+        self.progress_on(index as usize, id, true)
+    }
+
+    fn progress_on(&self, index: usize, id: TaskId, told: bool) -> Option<Progress> {
+        match &mut *self.slots[index].0.lock() {
+            Running::Task(started) if started.ticket.id == id => {
+                started.told &= !told;
+                started.progress
+            }
+            _ => None,
+        }
+    }
+
+    /// Moves the reply of the task on this task worker to where it can be finished later; false if its outcome is
+    /// decided, or its reply taken.
+    pub(super) fn take_reply(&self, index: usize) -> bool {
+        let mut running = self.slots[index].0.lock();
+        let Running::Task(started) = &*running else { return false };
+        let reply_to = Arc::clone(&started.ticket.reply_to);
+        // Under both locks: whoever looks for the task finds it in one place or the other.
+        let mut later = self.later.lock();
+        if let Running::Task(started) = std::mem::replace(&mut *running, Running::Later(reply_to)) {
+            later.tasks.insert(started.ticket.id, started);
+        }
+        true
+    }
+
+    /// Finishes a task whose reply was taken away.
+    pub(super) fn end_later(&self, id: TaskId, outcome: Outcome<Product<R>>) {
+        let now = Instant::now();
+        let mut later = self.later.lock();
+        match later.tasks.remove(&id) {
+            Some(started) => {
+                let outcome = started.in_time(outcome, now);
+                let run = started.run(now);
+                let decided = started.ticket.decide(outcome, run, &later.ledger);
+                drop(later);
+                self.announce(decided, &self.books.open());
+            }
+            None => {
+                later.ledger.late.add(1);
+                drop(later);
+                let _ = catch(|| drop(outcome));
+            }
+        }
+    }
+
+    pub(super) fn is_decided_later(&self, id: TaskId) -> bool {
+        !self.later.lock().tasks.contains_key(&id)
+    }
+
+    /// How many tasks run that have no outcome.
+    pub(super) fn running(&self) -> usize {
+        self.slots.iter().filter(|slot| matches!(&*slot.0.lock(), Running::Task(_))).count()
+    }
+
+    /// How many tasks have their reply taken away.
+    pub(super) fn later(&self) -> usize {
+        self.later.lock().tasks.len()
+    }
+}
+
+impl<R> Slot<R> {
+    fn claim(&self, is_it: impl FnOnce(&Ticket<R>) -> bool) -> Option<Started<R>> {
+        let mut running = self.0.lock();
+        let reply_to = match &*running {
+            Running::Task(started) if is_it(&started.ticket) => Arc::clone(&started.ticket.reply_to),
+            _ => return None,
+        };
+        match std::mem::replace(&mut *running, Running::Decided(reply_to)) {
+            Running::Task(started) => Some(started),
+            _ => None,
+        }
+    }
+}
+
+impl<R> Started<R> {
+    pub(super) fn run(&self, now: Instant) -> Run {
+        Run {
+            worker_index: Some(self.worker_index),
+            time_queued: self.started.saturating_duration_since(self.ticket.queued_at),
+            time_run: now.saturating_duration_since(self.started),
+        }
+    }
+
+    /// What comes after the deadline is too late, even where nobody has looked yet.
+    fn in_time(&self, outcome: Outcome<Product<R>>, now: Instant) -> Outcome<Product<R>> {
+        match self.deadline {
+            Some(deadline) if deadline <= now => Outcome::TimedOut,
+            _ => outcome,
+        }
+    }
+}
+
+/// Beginning and ending.
+impl<R> Crew<R> {
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_expired(&self) -> bool {
+        self.expired.load(Ordering::Relaxed)
+    }
+
+    /// The loops are to end once nothing is pending.
+    pub(super) fn tell_to_end(&self) {
+        self.drain();
+        self.ending.store(true, Ordering::Relaxed);
+        self.notify();
+    }
+
+    pub(super) fn expire(&self) {
+        self.drain();
+        self.expired.store(true, Ordering::Relaxed);
+        self.notify();
+    }
+
+    /// Whether a loop that finds nothing to do is to end.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_expired() || self.ending.load(Ordering::Relaxed) && self.books.read().pending() == 0
+    }
+
+    /// Has everybody look whether it is over.
+    fn notify(&self) {
+        fence(Ordering::SeqCst);
+        self.idle.wake_all();
+        // Whoever waits holds the lock between looking and sleeping; taking it here, no one is missed.
+        drop(self.loops.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits so long for it to be over.
+    pub(super) fn is_over_within(&self, time: Duration) -> bool {
+        let mut loops = self.loops.lock();
+        let _ = self.changed.wait_while_for(&mut loops, |_| !self.is_over(), time);
+        drop(loops);
+        self.is_over()
+    }
+
+    /// How many loops have not ended.
+    pub(super) fn loops(&self) -> usize {
+        *self.loops.lock()
+    }
+
+    /// Waits so long for all loops to end.
+    pub(super) fn ended_by(&self, deadline: Option<Instant>) -> bool {
+        let mut loops = self.loops.lock();
+        while *loops > 0 {
+            match deadline {
+                Some(deadline) if self.changed.wait_until(&mut loops, deadline).timed_out() => break,
+                Some(_) => {}
+                None => self.changed.wait(&mut loops),
+            }
+        }
+        *loops == 0
+    }
+
+    /// A loop has ended.
+    pub(super) fn left(&self) {
+        *self.loops.lock() -= 1;
+        self.changed.notify_all();
+        fence(Ordering::SeqCst);
+        self.owner.wake();
+    }
+}
+
+/// Renewing the states of the task workers, one after the other.
+impl<R> Crew<R> {
+    /// All are to renew their state; those that wait for their turn already do so once.
+    pub(super) fn renew_all(&self) {
+        let mut renewals = self.renewals.lock();
+        for index in 0..self.slots.len() {
+            if !renewals.contains(&index) {
+                renewals.push_back(index);
+            }
+        }
+        self.call_next(renewals.front().copied());
+    }
+
+    pub(super) fn is_to_renew(&self, index: usize) -> bool {
+        self.turn.load(Ordering::Relaxed) == index
+    }
+
+    /// This one has a new state, or has ended.
+    pub(super) fn renewed(&self, index: usize) {
+        let mut renewals = self.renewals.lock();
+        renewals.retain(|&waiting| waiting != index);
+        self.call_next(renewals.front().copied());
+    }
+
+    fn call_next(&self, index: Option<usize>) {
+        self.turn.store(index.unwrap_or(NOBODY), Ordering::Relaxed);
+        if let Some(index) = index {
+            fence(Ordering::SeqCst);
+            self.idle.wake(index);
+        }
+    }
+}

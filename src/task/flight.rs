@@ -1,0 +1,55 @@
+//! What a submitter keeps of a task in flight.
+
+use std::time::Instant;
+
+use super::outcome::{Finished, Product, Progress, TaskId};
+use super::timer::Key;
+
+/// A task that was submitted and whose outcome was not delivered yet. `C` is who gets it: a connection, say.
+pub(super) struct Flight<R, C> {
+    pub(super) finish: Finish<R, C>,
+    /// What only some tasks have.
+    pub(super) special: Option<Box<Special>>,
+}
+
+/// What runs when something comes for a task.
+pub(super) enum Finish<R, C> {
+    /// What runs for all tasks that have nothing of their own.
+    OnFinish,
+    Then(Then<Finished<R>, C>),
+    /// For every result. Taken out while it runs.
+    Each(Option<Each<R, C>>),
+    /// For a closure that was run as a task.
+    Closure(Then<Finished<Product<R>>, C>),
+    /// Somebody waits for it.
+    Waited,
+}
+
+pub(super) type Then<F, C> = Box<dyn FnOnce(&mut C, F) -> anyhow::Result<()>>;
+pub(super) type Each<R, C> = Box<dyn FnMut(&mut C, Finished<R>) -> anyhow::Result<()>>;
+
+#[derive(Default)]
+pub(super) struct Special {
+    pub(super) deadline: Option<Instant>,
+    /// Where the timer keeps it until its time has come.
+    pub(super) delayed: Option<Key>,
+    /// Takes no place in order, and none among the tasks in flight.
+    pub(super) apart: bool,
+}
+
+impl<R, C> Flight<R, C> {
+    pub(super) fn is_apart(&self) -> bool {
+        self.special.as_ref().is_some_and(|special| special.apart)
+    }
+}
+
+/// Something that came for a submitter, and what is to run for it.
+pub(crate) struct Delivery<R, C>(pub(super) What<R, C>);
+
+pub(super) enum What<R, C> {
+    OnFinish(Finished<R>),
+    Then(Then<Finished<R>, C>, Finished<R>),
+    Each(Each<R, C>, Finished<R>),
+    Closure(Then<Finished<Product<R>>, C>, Finished<Product<R>>),
+    Progress(TaskId, Progress),
+}

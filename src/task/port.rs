@@ -1,0 +1,534 @@
+//! One party's way into the back room: it numbers its tasks, keeps their finish closures, and hears of their outcomes.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+
+use super::Wake;
+use super::bell::Bell;
+use super::flight::{Delivery, Finish, Flight, Special, What};
+use super::options::TaskOptions;
+use super::order::Order;
+use super::outcome::{Finished, Outcome, Product, Progress, TaskId};
+use super::queue::{Job, Place, Task};
+use super::reply::{Limits, Message, ReplyAddress, Run, Ticket, finished, orphan};
+use super::room::{Room, new_number};
+use crate::error::TaskError;
+use crate::stats::{Ledger, OpenLedger};
+
+/// Belongs to one thread. `C` is who uses it, and is lent to the finish closures.
+///
+/// Only the port itself decides the outcome of one of its tasks early, at a deadline or by cancelling it. So it knows
+/// which of them have no outcome yet, but for those it is about to hear of.
+pub(crate) struct Port<T, R, C> {
+    /// The sequence of the last accepted task.
+    sequence: u64,
+    pub(super) room: Arc<Room<T, R>>,
+    pub(super) address: Arc<ReplyAddress<R>>,
+    wake: Arc<dyn Wake>,
+    flights: FxHashMap<u64, Flight<R, C>>,
+    /// How many of them count towards `max_in_flight`.
+    counted: usize,
+    deadlines: BTreeSet<(Instant, u64)>,
+    /// Came for others while somebody waited, or was decided here.
+    pub(super) aside: VecDeque<Message<R>>,
+    order: Option<Order<Message<R>>>,
+    pub(super) ledger: OpenLedger,
+    config: PortConfig,
+    /// False while it may submit nothing.
+    pub(crate) open: bool,
+    /// The stamp of what is submitted now; taken when first needed.
+    now: Option<Instant>,
+    /// So many tasks may be submitted before it looks again how many wait.
+    credit: usize,
+    /// Found the queue full after submitting, has not seen room since, and waits to be woken in this round.
+    held_back: Option<u64>,
+    /// What it waits for room with, once it has.
+    bell: Option<AwaitsRoom>,
+}
+
+#[derive(Default)]
+struct AwaitsRoom {
+    bell: Arc<Bell>,
+    /// The round it is registered for.
+    round: Option<u64>,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct PortConfig {
+    /// At so many tasks in flight it should pause.
+    pub(crate) max_in_flight: usize,
+    pub(crate) when_full: WhenFull,
+    /// Finish closures run in the order of submission.
+    pub(crate) in_order: bool,
+    /// What is in flight when it ends is cancelled.
+    pub(crate) cancel_at_end: bool,
+    /// So many results other than outcomes may wait to be delivered.
+    pub(crate) max_results: usize,
+    /// Somebody wants to hear of progress.
+    pub(crate) hears_progress: bool,
+}
+
+/// When a task is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhenFull {
+    /// Only far beyond the capacity of the queue and the cap in flight: the submitter is trusted to heed
+    /// [`Port::should_pause`].
+    Defer,
+    /// At the queue's capacity.
+    Refuse,
+    /// At the queue's capacity, and at the cap in flight.
+    RefuseAtCap,
+}
+
+/// Who defers may exceed its cap in flight so many times, in a callback that submits without end.
+const HARD_LIMIT: usize = 4;
+
+/// Whose outcome a finish closure hears; `None`: nobody's, for a one-way task.
+pub(super) type Heard<R, C> = Option<Finish<R, C>>;
+
+impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
+    pub(super) fn new(room: &Arc<Room<T, R>>, wake: Arc<dyn Wake>, config: PortConfig) -> Self {
+        let limits = Limits {
+            results: config.max_results,
+            foreign: config.max_in_flight.saturating_mul(HARD_LIMIT),
+            progress: config.hears_progress,
+        };
+        Port {
+            sequence: 0,
+            room: Arc::clone(room),
+            address: Arc::new(ReplyAddress::new(new_number(), limits, Arc::clone(&wake))),
+            wake,
+            flights: FxHashMap::default(),
+            counted: 0,
+            deadlines: BTreeSet::new(),
+            aside: VecDeque::new(),
+            order: config.in_order.then(Order::new),
+            ledger: room.crew.books.open(),
+            config,
+            open: true,
+            now: None,
+            credit: 0,
+            held_back: None,
+            bell: None,
+        }
+    }
+
+    /// Of a submitter that is not told when the pool shuts down.
+    pub(crate) fn look_whether_open(&mut self) {
+        self.open = !self.room.crew.is_draining();
+        self.forget_time();
+    }
+
+    /// Time has passed: what is submitted from here on gets a new stamp.
+    pub(crate) fn forget_time(&mut self) {
+        self.now = None;
+    }
+
+    pub(super) fn when_full(&self) -> WhenFull {
+        self.config.when_full
+    }
+
+    /// Hands a task over; never waits. An error hands it back, and takes no id.
+    pub(super) fn submit(
+        &mut self,
+        job: Job<T>,
+        heard: Heard<R, C>,
+        options: Option<&TaskOptions<T>>,
+        when_full: WhenFull,
+    ) -> Result<TaskId, (TaskError, Job<T>)> {
+        if !self.open {
+            return Err((TaskError::ShuttingDown, job));
+        }
+        let waiting = self.look(when_full);
+        if let Some(reason) = self.refusal(when_full, waiting, matches!(heard, Some(Finish::Waited))) {
+            return Err((reason, job));
+        }
+        let now = *self.now.get_or_insert_with(Instant::now);
+        let id = TaskId { submitter: self.address.number, sequence: self.sequence + 1 };
+        let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&self.address), one_way: heard.is_none() };
+        let accepted = match options {
+            None => {
+                let task = Task { job, ticket, extra: None };
+                self.room.accept(task, Place::default(), None, &self.ledger).map(|_| None)
+            }
+            Some(options) => self.accept_with(options, job, ticket, now),
+        };
+        let special = match accepted {
+            Ok(special) => special,
+            Err((reason, task)) => return Err((reason, task.job)),
+        };
+        self.sequence = id.sequence;
+        if let Some(finish) = heard {
+            self.take_off(id.sequence, Flight { finish, special });
+        }
+        let full = waiting + 1 >= self.room.queue.capacity() || self.room.queue.is_awaited();
+        if full && when_full == WhenFull::Defer && self.held_back.is_none() {
+            self.hold_back();
+        }
+        Ok(id)
+    }
+
+    #[expect(clippy::type_complexity)]
+    fn accept_with(
+        &self,
+        options: &TaskOptions<T>,
+        job: Job<T>,
+        ticket: Ticket<R>,
+        now: Instant,
+    ) -> Result<Option<Box<Special>>, (TaskError, Task<T, R>)> {
+        if options.worker.is_some_and(|worker| worker >= self.room.crew.size()) {
+            return Err((TaskError::NoSuchWorker, Task { job, ticket, extra: None }));
+        }
+        let (extra, place) = options.settle(now);
+        let deadline = extra.as_ref().and_then(|extra| extra.deadline);
+        let due = options.after.map(|after| far(now, after));
+        let delayed = self.room.accept(Task { job, ticket, extra }, place, due, &self.ledger)?;
+        let is_special = deadline.is_some() || delayed.is_some();
+        Ok(is_special.then(|| Box::new(Special { deadline, delayed, apart: delayed.is_some() })))
+    }
+
+    fn take_off(&mut self, sequence: u64, mut flight: Flight<R, C>) {
+        if matches!(flight.finish, Finish::Waited) {
+            flight.special.get_or_insert_default().apart = true;
+        }
+        if let Some(deadline) = flight.special.as_ref().and_then(|special| special.deadline) {
+            self.deadlines.insert((deadline, sequence));
+        }
+        if !flight.is_apart() {
+            self.counted += 1;
+            if let Some(order) = &mut self.order {
+                order.join(sequence);
+            }
+        }
+        self.flights.insert(sequence, flight);
+    }
+
+    pub(super) fn land(&mut self, sequence: u64) -> Option<Finish<R, C>> {
+        let flight = self.flights.remove(&sequence)?;
+        if let Some(deadline) = flight.special.as_ref().and_then(|special| special.deadline) {
+            self.deadlines.remove(&(deadline, sequence));
+        }
+        if !flight.is_apart() {
+            self.counted -= 1;
+            if let Some(order) = &mut self.order {
+                order.leave(sequence);
+            }
+        }
+        Some(flight.finish)
+    }
+
+    /// How many tasks wait; 0 while there is credit.
+    fn look(&mut self, when_full: WhenFull) -> usize {
+        if when_full == WhenFull::Defer && self.credit > 0 {
+            self.credit -= 1;
+            return 0;
+        }
+        let waiting = self.room.queue.len();
+        self.credit = self.room.queue.credit(waiting);
+        waiting
+    }
+
+    fn refusal(&self, when_full: WhenFull, waiting: usize, waited: bool) -> Option<TaskError> {
+        let queue_full = match when_full {
+            WhenFull::Defer => waiting >= self.room.queue.hard_limit(),
+            WhenFull::Refuse | WhenFull::RefuseAtCap => self.room.queue.is_full_at(waiting),
+        };
+        let hard_cap = self.config.max_in_flight.saturating_mul(HARD_LIMIT);
+        let at_cap = match when_full {
+            _ if waited => false,
+            WhenFull::RefuseAtCap => self.counted >= self.config.max_in_flight,
+            WhenFull::Defer | WhenFull::Refuse => self.flights.len() >= hard_cap,
+        };
+        if at_cap {
+            Some(TaskError::TooManyInFlight)
+        } else if queue_full {
+            Some(TaskError::QueueFull)
+        } else {
+            None
+        }
+    }
+
+    /// Whether this submitter should bring no more for now: it is at its cap in flight, or the queue was full
+    /// when it submitted and has not drained to half since. It is woken when that is over.
+    pub(crate) fn should_pause(&mut self) -> bool {
+        if let Some(round) = self.held_back {
+            if self.room.queue.has_room() {
+                self.held_back = None;
+            } else if self.room.queue.rounds() != round {
+                self.hold_back();
+            }
+        }
+        self.held_back.is_some() || self.counted >= self.config.max_in_flight
+    }
+
+    /// Blocks until there may be room in the queue; false at the deadline.
+    pub(super) fn has_room_by(&mut self, deadline: Instant) -> bool {
+        let bell = self.bell.get_or_insert_default();
+        // Registered at most once for each round.
+        if bell.round != Some(self.room.queue.rounds()) {
+            bell.round = Some(self.room.queue.await_room(Arc::clone(&bell.bell) as Arc<dyn Wake>));
+        }
+        let queue = &self.room.queue;
+        let round = bell.round;
+        bell.bell.wait_until(deadline, || queue.has_room() || Some(queue.rounds()) != round)
+    }
+
+    /// Registers first and looks second; whoever drains the queue takes first and looks for us second.
+    fn hold_back(&mut self) {
+        let round = self.room.queue.await_room(Arc::clone(&self.wake));
+        self.held_back = (!self.room.queue.has_room()).then_some(round);
+    }
+}
+
+/// What comes back.
+impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
+    /// Whether there may be something to deliver.
+    pub(crate) fn has_message(&self) -> bool {
+        !self.aside.is_empty()
+            || !self.address.receiver().is_empty()
+            || self.order.as_ref().is_some_and(Order::has_next)
+    }
+
+    /// How many messages are here, at least.
+    pub(crate) fn messages(&self) -> usize {
+        let held = self.order.as_ref().map_or(0, Order::len);
+        self.aside.len() + self.address.receiver().len() + held
+    }
+
+    /// Blocks until a message is here, a deadline of a task in flight has come, or `timeout` is over. Does not block
+    /// where nothing is in flight.
+    pub(crate) fn wait_for_message(&mut self, timeout: Duration) {
+        if self.has_message() || self.in_flight() == 0 {
+            return;
+        }
+        let end = far(Instant::now(), timeout);
+        let until = self.next_deadline().map_or(end, |deadline| deadline.min(end));
+        self.aside.extend(self.receive(Some(until)));
+    }
+
+    /// The next thing that is here, with what is to run for it.
+    pub(crate) fn next(&mut self) -> Option<Delivery<R, C>> {
+        loop {
+            let held = self.order.as_mut().and_then(Order::next);
+            let message = match held {
+                Some(message) => message,
+                None => match self.next_in_order() {
+                    Some(message) => message?,
+                    None => continue,
+                },
+            };
+            if let Some(delivery) = self.deliver(message) {
+                return Some(delivery);
+            }
+        }
+    }
+
+    /// `None` if what came has to wait for others; `Some(None)` if nothing came.
+    #[expect(clippy::option_option)]
+    fn next_in_order(&mut self) -> Option<Option<Message<R>>> {
+        let next = self.aside.pop_front().or_else(|| self.address.receiver().try_recv().ok());
+        let (Some(order), Some(Message::Finished(finished))) = (&mut self.order, &next) else { return Some(next) };
+        let TaskId { submitter, sequence } = finished.id;
+        let in_line =
+            submitter == self.address.number && self.flights.get(&sequence).is_some_and(|flight| !flight.is_apart());
+        match next {
+            Some(message) if in_line => order.admit(sequence, message).map(Some),
+            _ => Some(next),
+        }
+    }
+
+    fn deliver(&mut self, message: Message<R>) -> Option<Delivery<R, C>> {
+        let what = match message {
+            Message::Finished(finished) if finished.is_last => self.deliver_outcome(finished),
+            Message::Finished(finished) => self.deliver_result(finished),
+            Message::Progress(id, worker_index) => {
+                self.room.crew.told_progress(id, worker_index).map(|progress| What::Progress(id, progress))
+            }
+        };
+        what.map(Delivery)
+    }
+
+    fn deliver_outcome(&mut self, finished: Finished<Product<R>>) -> Option<What<R, C>> {
+        self.ledger.delivered.add(1);
+        if finished.id.submitter != self.address.number {
+            self.address.forget_foreign();
+            return finished.of_task().map(What::OnFinish);
+        }
+        match self.land(finished.id.sequence)? {
+            Finish::OnFinish => finished.of_task().map(What::OnFinish),
+            Finish::Then(then) => finished.of_task().map(|finished| What::Then(then, finished)),
+            Finish::Each(each) => Some(What::Each(each?, finished.of_task()?)),
+            Finish::Closure(then) => Some(What::Closure(then, finished)),
+            Finish::Waited => None,
+        }
+    }
+
+    fn deliver_result(&mut self, finished: Finished<Product<R>>) -> Option<What<R, C>> {
+        self.address.forget_result();
+        let finished = finished.of_task()?;
+        if finished.id.submitter != self.address.number {
+            return Some(What::OnFinish(finished));
+        }
+        match &mut self.flights.get_mut(&finished.id.sequence)?.finish {
+            Finish::OnFinish => Some(What::OnFinish(finished)),
+            Finish::Each(each) => each.take().map(|each| What::Each(each, finished)),
+            // It asked for the outcome only.
+            Finish::Then(_) | Finish::Closure(_) | Finish::Waited => None,
+        }
+    }
+
+    fn put_back(&mut self, id: TaskId, closure: super::flight::Each<R, C>) {
+        if let Some(Flight { finish: Finish::Each(each), .. }) = self.flights.get_mut(&id.sequence) {
+            *each = Some(closure);
+        }
+    }
+
+    /// How many tasks have no outcome delivered yet, of those that this submitter is to hear of.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.flights.len() + self.address.foreign()
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.address.number
+    }
+
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// How far a task has come, if it runs and has said so.
+    pub(crate) fn progress(&self, id: TaskId) -> Option<Progress> {
+        self.room.crew.progress(id)
+    }
+
+    /// Gives back what a burst has left allocated.
+    pub(crate) fn release(&mut self) {
+        if self.flights.is_empty() {
+            self.flights = FxHashMap::default();
+            self.aside = VecDeque::new();
+        }
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
+    /// Runs what is to run for a delivery. `port` is where `user` has this port.
+    pub(crate) fn run(
+        delivery: Delivery<R, C>,
+        user: &mut C,
+        port: impl Fn(&mut C) -> &mut Self,
+        on_finish: Option<&OnFinish<R, C>>,
+        on_progress: Option<&OnProgress<C>>,
+    ) -> anyhow::Result<()> {
+        match delivery.0 {
+            What::OnFinish(finished) => on_finish.map_or(Ok(()), |on_finish| on_finish(user, finished)),
+            What::Then(then, finished) => then(user, finished),
+            What::Closure(then, finished) => then(user, finished),
+            What::Each(mut each, finished) => {
+                let (id, is_last) = (finished.id, finished.is_last);
+                let returned = each(user, finished);
+                if !is_last {
+                    port(user).put_back(id, each);
+                }
+                returned
+            }
+            What::Progress(id, progress) => on_progress.map_or(Ok(()), |on_progress| on_progress(user, id, progress)),
+        }
+    }
+}
+
+pub(crate) type OnFinish<R, C> = dyn Fn(&mut C, Finished<R>) -> anyhow::Result<()> + Send + Sync;
+pub(crate) type OnProgress<C> = dyn Fn(&mut C, TaskId, Progress) -> anyhow::Result<()> + Send + Sync;
+
+/// Outcomes that are decided early.
+impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
+    /// Cancels a task; false if it is not in flight, or its outcome is here already.
+    pub(crate) fn cancel(&mut self, id: TaskId) -> bool {
+        id.submitter == self.address.number && self.decide(id.sequence, Outcome::Cancelled)
+    }
+
+    /// When the next deadline of a task in flight comes.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// Lets those tasks time out whose deadline has come.
+    pub(crate) fn time_out(&mut self) {
+        if self.deadlines.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(&(deadline, sequence)) = self.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            self.deadlines.pop_first();
+            self.decide(sequence, Outcome::TimedOut);
+        }
+    }
+
+    /// Decides the outcome of a task in flight, wherever it is, unless that has been decided.
+    pub(super) fn decide(&mut self, sequence: u64, outcome: Outcome<Product<R>>) -> bool {
+        let id = TaskId { submitter: self.address.number, sequence };
+        let Some(flight) = self.flights.get(&sequence) else { return false };
+        let delayed = flight.special.as_ref().and_then(|special| special.delayed);
+        if delayed.is_some_and(|key| self.room.timer.remove(key).is_some()) {
+            self.put_decided(id, outcome, Run::default());
+            return true;
+        }
+        // Struck first and looked for second; whoever takes a task out of the queue shows that it has started first,
+        // and looks whether it was struck second.
+        self.address.strike(id);
+        if let Some(started) = self.room.crew.claim(id) {
+            self.address.unstrike(id);
+            self.put_decided(id, outcome, started.run(Instant::now()));
+            return true;
+        }
+        self.aside.extend(self.address.receiver().try_iter());
+        let held = self.order.iter().flat_map(Order::held);
+        if self.aside.iter().chain(held).any(|message| message.is_end_of(id)) {
+            self.address.unstrike(id);
+            return false;
+        }
+        // It is queued, or on its way there. Who takes it out will throw it away.
+        self.put_decided(id, outcome, Run::default());
+        true
+    }
+
+    fn put_decided(&mut self, id: TaskId, outcome: Outcome<Product<R>>, run: Run) {
+        let kind = outcome.kind();
+        self.ledger.count(kind);
+        self.aside.push_back(Message::Finished(finished(id, outcome, run, true)));
+        self.room.crew.ended(id, kind);
+    }
+}
+
+impl<T, R, C> Drop for Port<T, R, C> {
+    fn drop(&mut self) {
+        self.address.close(&self.ledger);
+        let held = self.order.take().into_iter().flat_map(Order::into_held);
+        for message in self.aside.drain(..).chain(held) {
+            orphan(message, &self.ledger);
+        }
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
+    /// The user ends: cancels what is in flight, if so configured.
+    pub(crate) fn end(&mut self) {
+        if self.config.cancel_at_end {
+            let sequences: Vec<u64> = self.flights.keys().copied().collect();
+            for sequence in sequences {
+                self.decide(sequence, Outcome::Cancelled);
+            }
+        }
+    }
+}
+
+/// So long after `now`, or as far away as the clock reaches.
+pub(super) fn far(now: Instant, time: Duration) -> Instant {
+    const YEARS: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    now.checked_add(time).unwrap_or(now + YEARS)
+}

@@ -1,0 +1,153 @@
+//! The back room itself: the one way in for tasks, and what they pass through.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::Instant;
+
+use super::crew::Crew;
+use super::options::TaskOptions;
+use super::outcome::{Outcome, Product};
+use super::queue::{Extra, Place, Queue, Task};
+use super::timer::{Due, Key, NoTimer, Timer};
+use crate::error::TaskError;
+use crate::panic::catch;
+use crate::stats::Ledger;
+
+/// What submitters, task workers and the timer share.
+pub(super) struct Room<T, R> {
+    pub(super) queue: Queue<T, R>,
+    pub(super) crew: Arc<Crew<R>>,
+    pub(super) timer: Timer<T, R>,
+    /// No task is taken any more, not even from the timer.
+    closed: AtomicBool,
+}
+
+/// Never reset, so that no two submitters of a process share a number.
+static SUBMITTERS: AtomicU64 = AtomicU64::new(0);
+
+/// The number of a new submitter.
+pub(super) fn new_number() -> u64 {
+    SUBMITTERS.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+impl<T> TaskOptions<T> {
+    /// What a task submitted now with these options has beside its payload, and where it waits. The worker must exist.
+    pub(super) fn settle(&self, now: Instant) -> (Option<Box<Extra<T>>>, Place) {
+        let TaskOptions { worker, priority, deadline, after: _, retry } = self;
+        let place = Place { worker: worker.map(|worker| worker as u32), priority: *priority };
+        if deadline.is_none() && retry.is_none() {
+            return (None, place);
+        }
+        let deadline = deadline.and_then(|deadline| now.checked_add(deadline));
+        let extra = Extra { deadline, attempt: 1, retry: retry.clone(), last_error: None, place };
+        (Some(Box::new(extra)), place)
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
+    pub(super) fn new(queue: Queue<T, R>, crew: Crew<R>) -> Room<T, R> {
+        Room { queue, crew: Arc::new(crew), timer: Timer::new(), closed: AtomicBool::new(false) }
+    }
+
+    /// The one way in: accepts a task, to be queued now or when it is `due`. Never waits. An error hands it back.
+    pub(super) fn accept(
+        self: &Arc<Self>,
+        task: Task<T, R>,
+        place: Place,
+        due: Option<Instant>,
+        ledger: &Ledger,
+    ) -> Result<Option<Key>, (TaskError, Task<T, R>)> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err((TaskError::ShuttingDown, task));
+        }
+        let id = task.ticket.id;
+        let key = match due {
+            None => {
+                ledger.accepted.add(1);
+                self.crew.observe(|observer| observer.task_accepted(id));
+                self.queue_up(task, place, ledger);
+                None
+            }
+            Some(due) => {
+                let accepted = || ledger.accepted.add(1);
+                let kept = Timer::insert(self, due, Box::new(task), place, accepted);
+                let key = kept.map_err(|(why, task)| (why.into(), *task))?;
+                self.crew.observe(|observer| observer.task_accepted(id));
+                Some(key)
+            }
+        };
+        Ok(key)
+    }
+
+    /// Queues a task that was accepted, and wakes a task worker for it.
+    pub(super) fn queue_up(&self, task: Task<T, R>, place: Place, ledger: &Ledger) {
+        self.queue.push(task, place);
+        // Either we see here that it was closed meanwhile, or whoever closes it sees this task; and likewise with a
+        // task worker that goes to sleep.
+        fence(Ordering::SeqCst);
+        match place.worker {
+            None => self.crew.idle.wake_one(),
+            Some(worker) => self.crew.idle.wake(worker as usize),
+        }
+        if self.closed.load(Ordering::Relaxed) {
+            self.abandon_queued(ledger);
+        }
+    }
+
+    /// A shutdown begins: what is delayed is cancelled, and tasks may submit no more.
+    pub(super) fn drain(&self, ledger: &Ledger) {
+        self.crew.drain();
+        self.queue.wake_waiting();
+        for due in self.timer.close() {
+            match due {
+                Due::Task(mut task, _) => {
+                    // A task that waits for its next attempt ends as the last one did.
+                    let last_error = task.extra.as_mut().and_then(|extra| extra.last_error.take());
+                    self.give_up(*task, last_error.map_or(Outcome::Cancelled, Outcome::Failed), ledger);
+                }
+                repetition => drop(catch(|| drop(repetition))),
+            }
+        }
+    }
+
+    /// Takes no more tasks, and gives up those that wait, run, or are to be finished later.
+    pub(super) fn abandon(&self, ledger: &Ledger) {
+        self.drain(ledger);
+        self.closed.store(true, Ordering::Relaxed);
+        self.crew.expire();
+        fence(Ordering::SeqCst);
+        self.abandon_queued(ledger);
+        for started in self.crew.claim_all() {
+            let run = started.run(Instant::now());
+            let decided = started.ticket.decide(Outcome::Abandoned, run, ledger);
+            self.crew.announce(decided, ledger);
+        }
+        self.queue.wake_waiting();
+    }
+
+    fn abandon_queued(&self, ledger: &Ledger) {
+        for task in self.queue.drain() {
+            self.give_up(task, Outcome::Abandoned, ledger);
+        }
+    }
+
+    /// Ends a task that is not to start, unless its submitter has already done so.
+    pub(super) fn give_up(&self, task: Task<T, R>, outcome: Outcome<Product<R>>, ledger: &Ledger) {
+        let Task { job, ticket, extra } = task;
+        // What is dropped may panic; the rest must be given up all the same.
+        match ticket.decide_unless_struck(outcome, ledger) {
+            Ok(decided) => self.crew.announce(decided, ledger),
+            Err(outcome) => drop(catch(|| drop(outcome))),
+        }
+        let _ = catch(|| drop((job, extra)));
+    }
+}
+
+impl From<NoTimer> for TaskError {
+    fn from(why: NoTimer) -> TaskError {
+        match why {
+            NoTimer::Closed => TaskError::ShuttingDown,
+            NoTimer::NoThread => TaskError::NoTimer,
+        }
+    }
+}

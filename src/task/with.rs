@@ -1,0 +1,159 @@
+//! All the ways of submitting a task.
+
+use std::any::Any;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::BeforeWait;
+use super::flight::Finish;
+use super::options::TaskOptions;
+use super::outcome::{Finished, TaskId};
+use super::port::{Port, WhenFull, far};
+use super::queue::Job;
+use super::repetition::{Repeating, Repetition};
+use super::room::new_number;
+use super::timer::Timer;
+use crate::error::{TaskError, TaskFailure, TryTaskError, WaitError};
+
+/// All the ways of submitting a task, with [options](TaskOptions). From `with` of a connection or a
+/// [`Submitter`](crate::Submitter), which have the same methods for tasks without; `C` is which of them.
+#[must_use]
+pub struct With<'a, T, R, C> {
+    port: &'a mut Port<T, R, C>,
+    options: Option<TaskOptions<T>>,
+    /// What is to be done before the thread blocks.
+    before_wait: Option<&'a mut dyn BeforeWait>,
+}
+
+impl<'a, T, R, C> With<'a, T, R, C> {
+    pub(crate) fn new(
+        port: &'a mut Port<T, R, C>,
+        options: Option<TaskOptions<T>>,
+        before_wait: Option<&'a mut dyn BeforeWait>,
+    ) -> Self {
+        With { port, options, before_wait }
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
+    /// Hands a task to the task workers and returns its id at once; its outcome comes to `on_finish`. See
+    /// [`Connection::task`](crate::Connection::task).
+    pub fn task(self, data: T) -> Result<TaskId, TaskError> {
+        self.submit(Job::OnTask(data), Some(Finish::OnFinish)).map_err(|(reason, _)| reason)
+    }
+
+    /// A task with a finish closure of its own for its outcome. See
+    /// [`Connection::task_then`](crate::Connection::task_then).
+    pub fn task_then<F>(self, data: T, finish: F) -> Result<TaskId, TaskError>
+    where
+        F: FnOnce(&mut C, Finished<R>) -> anyhow::Result<()> + 'static,
+    {
+        self.submit(Job::OnTask(data), Some(Finish::Then(Box::new(finish)))).map_err(|(reason, _)| reason)
+    }
+
+    /// A task with a finish closure of its own for each of its results, the outcome last. See
+    /// [`Connection::task_each`](crate::Connection::task_each).
+    pub fn task_each<F>(self, data: T, finish: F) -> Result<TaskId, TaskError>
+    where
+        F: FnMut(&mut C, Finished<R>) -> anyhow::Result<()> + 'static,
+    {
+        self.submit(Job::OnTask(data), Some(Finish::Each(Some(Box::new(finish))))).map_err(|(reason, _)| reason)
+    }
+
+    /// A task of whose outcome nobody hears. See [`Connection::task_oneway`](crate::Connection::task_oneway).
+    pub fn task_oneway(self, data: T) -> Result<TaskId, TaskError> {
+        self.submit(Job::OnTask(data), None).map_err(|(reason, _)| reason)
+    }
+
+    /// A task that is refused where the queue is full, with an error that hands the payload back. See
+    /// [`Connection::try_task`](crate::Connection::try_task).
+    pub fn try_task(self, data: T) -> Result<TaskId, TryTaskError<T>> {
+        let With { port, options, .. } = self;
+        port.submit(Job::OnTask(data), Some(Finish::OnFinish), options.as_ref(), WhenFull::RefuseAtCap)
+            .map_err(|(reason, job)| TryTaskError::new(reason, job.into_payload()))
+    }
+
+    /// Runs a closure as a task, and `finish` with what it returned. See [`Connection::run`](crate::Connection::run).
+    /// With a [retry](TaskOptions::retry) it is refused: a closure can be run once only.
+    pub fn run<X, W, F>(self, work: W, finish: F) -> Result<TaskId, TaskError>
+    where
+        X: Send + 'static,
+        W: FnOnce() -> X + Send + 'static,
+        F: FnOnce(&mut C, Result<X, TaskFailure>) -> anyhow::Result<()> + 'static,
+    {
+        if self.options.as_ref().is_some_and(|options| options.retry.is_some()) {
+            return Err(TaskError::RunsOnce);
+        }
+        let work = move || Box::new(work()) as Box<dyn Any + Send>;
+        let finish = move |user: &mut C, finished: Finished<_>| match finished.of_closure() {
+            Some(finished) => finish(user, finished.into_result()),
+            // It gave what it returns, and nothing else.
+            None => Ok(()),
+        };
+        let finish = Finish::Closure(Box::new(finish));
+        self.submit(Job::Closure(Box::new(work)), Some(finish)).map_err(|(reason, _)| reason)
+    }
+
+    /// Submits a task and blocks until it has ended. See
+    /// [`Connection::task_wait`](crate::Connection::task_wait).
+    pub fn task_wait(self, data: T, timeout: Duration) -> Result<R, WaitError> {
+        self.task_wait_multi(vec![data], timeout).pop().unwrap_or(Err(WaitError::TimedOut))
+    }
+
+    /// Submits tasks and blocks until all have ended. See
+    /// [`Connection::task_wait_multi`](crate::Connection::task_wait_multi).
+    pub fn task_wait_multi(self, data: Vec<T>, timeout: Duration) -> Vec<Result<R, WaitError>> {
+        if let Some(before_wait) = self.before_wait {
+            before_wait.before_wait();
+        }
+        self.port.wait(data, self.options.as_ref(), timeout)
+    }
+
+    /// Submits a task again and again. See [`Connection::task_every`](crate::Connection::task_every). With
+    /// [`after`](TaskOptions::after), the first comes after that time instead of `period`.
+    pub fn task_every<F>(self, period: Duration, make: F) -> Result<Repetition, TaskError>
+    where
+        F: FnMut() -> T + Send + 'static,
+    {
+        let With { port, options, .. } = self;
+        let room = &port.room;
+        let options = options.unwrap_or_default();
+        if !port.open {
+            return Err(TaskError::ShuttingDown);
+        }
+        if options.worker.is_some_and(|worker| worker >= room.crew.size()) {
+            return Err(TaskError::NoSuchWorker);
+        }
+        let first = far(Instant::now(), options.after.unwrap_or(period));
+        let (repeating, handle) = Repeating::new(new_number(), period, Box::new(make), options, port.address.clone());
+        Timer::repeat(room, first, Box::new(repeating))?;
+        Ok(handle)
+    }
+
+    /// Waits for room in the queue, if there is none.
+    pub(crate) fn wait_for_room(self, data: T, timeout: Duration) -> Result<TaskId, TryTaskError<T>> {
+        let With { port, options, .. } = self;
+        let mut job = Job::OnTask(data);
+        let deadline = far(Instant::now(), timeout);
+        loop {
+            let finish = Some(Finish::OnFinish);
+            match port.submit(job, finish, options.as_ref(), WhenFull::RefuseAtCap) {
+                Ok(id) => return Ok(id),
+                Err((TaskError::QueueFull, refused)) if port.has_room_by(deadline) => job = refused,
+                Err((reason, job)) => return Err(TryTaskError::new(reason, job.into_payload())),
+            }
+            port.look_whether_open();
+        }
+    }
+
+    fn submit(self, job: Job<T>, heard: super::port::Heard<R, C>) -> Result<TaskId, (TaskError, Job<T>)> {
+        let when_full = self.port.when_full();
+        self.port.submit(job, heard, self.options.as_ref(), when_full)
+    }
+}
+
+impl<T, R, C> fmt::Debug for With<'_, T, R, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("With").field("options", &self.options).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,360 @@
+//! One of the crew: it runs tasks until it is told to end, whatever a task does.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use super::context::{TaskContext, TaskInfo};
+use super::crew::{Crew, Ending, Started};
+use super::outcome::{Outcome, Product, TaskId};
+use super::pool::Hooks;
+use super::port::far;
+use super::queue::{Extra, Job, Place, Seat, Task};
+use super::room::{Room, new_number};
+use super::timer::Timer;
+use crate::logging::foreign;
+use crate::panic::catch;
+use crate::patience::Patience;
+use crate::stats::OpenLedger;
+
+/// A worker state that cannot be made again is tried again after this, then twice this, …
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+pub(super) struct TaskWorker<T, R, W, O> {
+    pub(super) index: usize,
+    pub(super) room: Arc<Room<T, R>>,
+    pub(super) hooks: Arc<Hooks<T, R, W, O>>,
+    pub(super) origin: O,
+    /// How many tasks it runs before it renews its state, and so many more at random.
+    pub(super) max_tasks: Option<(u64, u64)>,
+}
+
+/// Why a task worker left its loop.
+enum Left {
+    ToldToEnd,
+    ToRenew,
+    TaskPanicked,
+}
+
+/// What there is to do next.
+enum Next<T, R> {
+    Run(Task<T, R>),
+    Leave(Left),
+}
+
+/// A task that has started and has yet to be run.
+struct Ready<T> {
+    job: Job<T>,
+    extra: Option<Box<Extra<T>>>,
+}
+
+/// Where a task worker says that it has made its state, or why not.
+pub(super) type Starting = Sender<Result<(), (usize, anyhow::Error)>>;
+
+impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
+    /// Makes the state, says so, and runs until it is over.
+    pub(super) fn run(self, starting: &Starting) {
+        let _left = LeavesCrew { crew: Arc::clone(&self.room.crew), index: self.index };
+        let mut state = match self.make() {
+            Ok(state) => {
+                let _ = starting.send(Ok(()));
+                Some(state)
+            }
+            Err(error) => {
+                let _ = starting.send(Err((self.index, error)));
+                None
+            }
+        };
+        let ledger = Rc::new(self.room.crew.books.open());
+        let number = new_number();
+        let sequence = Cell::new(0);
+        while let Some(worker) = state {
+            self.room.crew.observe(|observer| observer.task_worker_started(self.index));
+            self.room.crew.renewed(self.index);
+            let info = TaskInfo {
+                id: TaskId { submitter: 0, sequence: 0 },
+                attempt: 1,
+                deadline: None,
+                submitter: 0,
+                worker_index: self.index,
+                origin: self.origin.clone(),
+                room: Arc::clone(&self.room),
+                number,
+                sequence: sequence.clone(),
+                ledger: Rc::clone(&ledger),
+            };
+            let mut context = TaskContext { worker, info };
+            // The second fence: what could panic beside `on_task` is what users' types do when dropped.
+            let left = catch(|| self.work(&mut context, &ledger)).unwrap_or(Left::TaskPanicked);
+            let TaskContext { worker, info } = context;
+            sequence.set(info.sequence.get());
+            drop(info);
+            self.stop(worker, &left);
+            state = match left {
+                Left::ToldToEnd => None,
+                Left::ToRenew => {
+                    ledger.recycled.add(1);
+                    self.make_again(&ledger)
+                }
+                Left::TaskPanicked => self.make_again(&ledger),
+            };
+        }
+    }
+
+    /// Runs tasks until told to end or to renew its state, or until one panics.
+    fn work(&self, context: &mut TaskContext<T, R, W, O>, ledger: &OpenLedger) -> Left {
+        // One task's end is the next one's start, unless there was a wait between them.
+        let mut clock: Option<Instant> = None;
+        let mut seat = Seat::new(self.index);
+        let mut patience = Patience::new();
+        let mut left_to_run = self.max_tasks.map_or(u64::MAX, |(tasks, grace)| tasks + fastrand::u64(0..=grace));
+        loop {
+            let task = match self.next(&mut seat, &mut patience, &mut clock) {
+                Next::Run(task) => task,
+                Next::Leave(left) => return left,
+            };
+            let started = clock.unwrap_or_else(Instant::now);
+            let Some(ready) = self.begin(context, task, started, ledger) else { continue };
+            let (ended, panicked) = self.run_ready(context, ready, ledger);
+            if panicked {
+                return Left::TaskPanicked;
+            }
+            clock = Some(ended);
+            left_to_run -= 1;
+            if left_to_run == 0 || self.room.crew.is_to_renew(self.index) {
+                return Left::ToRenew;
+            }
+        }
+    }
+
+    /// Blocks until there is something to do.
+    fn next(&self, seat: &mut Seat, patience: &mut Patience, clock: &mut Option<Instant>) -> Next<T, R> {
+        let Room { queue, crew, .. } = &*self.room;
+        let next = match queue.take(seat) {
+            Some(task) => Next::Run(task),
+            None => {
+                *clock = None;
+                let look = || match queue.take(seat) {
+                    Some(task) => Some(Next::Run(task)),
+                    None if crew.is_over() => Some(Next::Leave(Left::ToldToEnd)),
+                    None if crew.is_to_renew(self.index) => Some(Next::Leave(Left::ToRenew)),
+                    None => None,
+                };
+                crew.idle.wait(self.index, patience, look, || queue.is_empty())
+            }
+        };
+        queue.taken();
+        next
+    }
+
+    /// Shows that the task has started, unless it is not to.
+    fn begin(
+        &self,
+        context: &mut TaskContext<T, R, W, O>,
+        task: Task<T, R>,
+        started: Instant,
+        ledger: &OpenLedger,
+    ) -> Option<Ready<T>> {
+        let Task { job, ticket, extra } = task;
+        let (attempt, deadline) = extra.as_ref().map_or((1, None), |extra| (extra.attempt, extra.deadline));
+        let info = &mut context.info;
+        (info.id, info.submitter) = (ticket.id, ticket.reply_to.number);
+        (info.attempt, info.deadline) = (attempt, deadline);
+
+        let crew = &self.room.crew;
+        let worker_index = self.index as u32;
+        let look_closer =
+            crew.start(self.index, Started { ticket, worker_index, started, deadline, progress: None, told: false });
+        let not_to_run = match deadline {
+            Some(deadline) if deadline <= started => Some(Outcome::TimedOut),
+            _ if look_closer && crew.is_expired() => Some(Outcome::Abandoned),
+            _ => None,
+        };
+        if look_closer && crew.is_struck(self.index, info.id) {
+            drop(crew.withdraw(self.index));
+        } else if let Some(outcome) = not_to_run {
+            if let Ending::Decided(decided) = crew.end(self.index, outcome, None, ledger) {
+                crew.announce(decided, ledger);
+            }
+        } else {
+            crew.observe(|observer| observer.task_started(info.id, self.index));
+            return Some(Ready { job, extra });
+        }
+        // Their own drop may panic.
+        let _ = catch(|| drop((job, extra)));
+        None
+    }
+
+    /// Runs a task and sends its outcome. When it ended, and whether it may have left the state half changed.
+    fn run_ready(
+        &self,
+        context: &mut TaskContext<T, R, W, O>,
+        ready: Ready<T>,
+        ledger: &OpenLedger,
+    ) -> (Instant, bool) {
+        let Ready { job, mut extra } = ready;
+        let touches_state = matches!(job, Job::OnTask(_));
+        // For the next attempt, if there is one.
+        let mut kept = None;
+        ledger.running.set(1);
+        let returned = catch(|| match job {
+            Job::OnTask(payload) => {
+                kept = extra.as_ref().and_then(|extra| extra.keep(&payload));
+                (self.hooks.on_task)(context, payload).map(Product::Result)
+            }
+            Job::Closure(closure) => Ok(Product::OfClosure(closure())),
+        });
+        let ended = Instant::now();
+        ledger.running.set(0);
+
+        let mut panic_message = None;
+        let outcome = match returned {
+            Ok(Ok(result)) => Outcome::Done(result),
+            Ok(Err(error)) => match (kept, &mut extra) {
+                (Some(payload), Some(next)) if self.is_worth_another(next, &error, ended) => {
+                    next.last_error = Some(error);
+                    self.try_again_later(payload, extra, ended, ledger);
+                    return (ended, false);
+                }
+                _ => Outcome::Failed(error),
+            },
+            Err(message) => {
+                panic_message = Some(foreign(&message));
+                Outcome::Panicked(message)
+            }
+        };
+        self.finish(context.info.deadline, outcome, ended, ledger);
+        if let Some(message) = &panic_message {
+            self.log_panic(context.info.id, message);
+            self.room.crew.observe(|observer| observer.task_worker_panicked(self.index, message));
+        }
+        (ended, panic_message.is_some() && touches_state)
+    }
+
+    fn finish(&self, deadline: Option<Instant>, outcome: Outcome<Product<R>>, ended: Instant, ledger: &OpenLedger) {
+        let mut too_late = None;
+        let outcome = match deadline {
+            Some(deadline) if deadline <= ended => {
+                too_late = Some(outcome);
+                Outcome::TimedOut
+            }
+            _ => outcome,
+        };
+        let crew = &self.room.crew;
+        match crew.end(self.index, outcome, Some(ended), ledger) {
+            Ending::Decided(decided) => crew.announce(decided, ledger),
+            Ending::Later => too_late = None,
+            Ending::Late(outcome) => too_late = too_late.or(Some(outcome)),
+        }
+        if let Some(outcome) = too_late {
+            ledger.late.add(1);
+            // A result's own drop may panic.
+            let _ = catch(|| drop(outcome));
+        }
+    }
+
+    fn is_worth_another(&self, extra: &Extra<T>, error: &anyhow::Error, now: Instant) -> bool {
+        let in_time = extra.deadline.is_none_or(|deadline| deadline > now);
+        // Users' code, which may panic: then it is not.
+        in_time
+            && !self.room.crew.is_draining()
+            && extra.retry.as_ref().is_some_and(|retry| catch(|| retry.retry.is_worth_it(error)).unwrap_or(false))
+    }
+
+    /// Has the timer queue the task for its next attempt, unless somebody has decided its outcome.
+    fn try_again_later(&self, payload: T, extra: Option<Box<Extra<T>>>, now: Instant, ledger: &OpenLedger) {
+        let Some(Started { ticket, .. }) = self.room.crew.withdraw(self.index) else {
+            ledger.late.add(1);
+            return drop(catch(|| drop((payload, extra))));
+        };
+        ledger.retried.add(1);
+        let mut task = Box::new(Task { job: Job::OnTask(payload), ticket, extra });
+        let (due, place) =
+            task.extra.as_mut().map_or((now, Place::default()), |extra| (extra.next_attempt(now), extra.place));
+        if let Err((_, mut task)) = Timer::insert(&self.room, due, task, place, || ()) {
+            let last_error = task.extra.as_mut().and_then(|extra| extra.last_error.take());
+            self.room.give_up(*task, last_error.map_or(Outcome::Cancelled, Outcome::Failed), ledger);
+        }
+    }
+
+    fn make(&self) -> anyhow::Result<W> {
+        catch(|| (self.hooks.start)(self.index))
+            .unwrap_or_else(|message| Err(anyhow::anyhow!("it panicked: {message}")))
+    }
+
+    /// Makes a fresh state, for as long as it takes; the others serve meanwhile.
+    fn make_again(&self, ledger: &OpenLedger) -> Option<W> {
+        let mut retry = FIRST_RETRY;
+        loop {
+            // Fenced, since an error's text is users' code too, and so is the logger.
+            if let Ok(Some(state)) = catch(|| self.try_to_make(retry, ledger)) {
+                return Some(state);
+            }
+            if self.room.crew.is_over_within(retry) {
+                return None;
+            }
+            retry = (retry * 2).min(LAST_RETRY);
+        }
+    }
+
+    fn try_to_make(&self, retry: Duration, ledger: &OpenLedger) -> Option<W> {
+        let error = match self.make() {
+            Ok(state) => return Some(state),
+            Err(error) => error,
+        };
+        ledger.state_failures.add(1);
+        let error = foreign(format_args!("{error:#}"));
+        log::error!("task worker {}: its state cannot be made again, next try in {retry:?}: {error}", self.index);
+        None
+    }
+
+    /// Gives the state up: to the stop hook, but for one that a panic may have left half changed.
+    fn stop(&self, state: W, left: &Left) {
+        let stopped = match (left, &self.hooks.stop) {
+            (Left::ToldToEnd | Left::ToRenew, Some(stop)) => catch(|| stop(self.index, state)),
+            _ => catch(|| drop(state)),
+        };
+        if let Err(message) = stopped {
+            log::warn!("task worker {}: panicked when it gave its state up: {}", self.index, foreign(message));
+        }
+        self.room.crew.observe(|observer| observer.task_worker_stopped(self.index));
+    }
+
+    fn log_panic(&self, id: TaskId, message: &str) {
+        if let Some(held_back) = self.room.crew.panic_log.permit() {
+            log::error!("task {id} panicked: {message} ({held_back} more panics since the last line)");
+        }
+    }
+}
+
+impl<T> Extra<T> {
+    /// Counts an attempt that has failed, and says when the next one is due.
+    fn next_attempt(&mut self, now: Instant) -> Instant {
+        let pause = self.retry.as_ref().map(|retry| retry.retry.pause(self.attempt, fastrand::f64()));
+        self.attempt += 1;
+        far(now, pause.unwrap_or_default())
+    }
+
+    /// A copy of the payload, if there may be an attempt after this one.
+    fn keep(&self, payload: &T) -> Option<T> {
+        let retry = self.retry.as_ref()?;
+        retry.retry.goes_on_after(self.attempt).then(|| (retry.clone)(payload))
+    }
+}
+
+/// Says that a loop has ended, however it did.
+struct LeavesCrew<R> {
+    crew: Arc<Crew<R>>,
+    index: usize,
+}
+
+impl<R> Drop for LeavesCrew<R> {
+    fn drop(&mut self) {
+        self.crew.renewed(self.index);
+        self.crew.left();
+    }
+}
