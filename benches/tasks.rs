@@ -1,10 +1,8 @@
 //! `cargo bench --bench tasks`: the back room alone, without a socket, beside other ways to have a thread do something
 //! and hear back. See docs/PERFORMANCE.md.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::hint::black_box;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,8 +15,31 @@ const IN_FLIGHT: u64 = 256;
 
 /// Somebody who takes numbers and gives them back incremented, in any order.
 trait Rival {
+    /// Hands over the numbers from 0 to `tasks` - 1, so many in flight at once that none waits for another's way back.
+    /// The sum of the results.
+    fn run(&mut self, tasks: u64, in_flight: u64) -> u64;
+}
+
+/// The same for a rival that takes one number, and waits for one result.
+trait OneByOne {
     fn submit(&mut self, number: u64);
     fn wait(&mut self) -> u64;
+}
+
+impl<O: OneByOne> Rival for O {
+    fn run(&mut self, tasks: u64, in_flight: u64) -> u64 {
+        let mut sent = tasks.min(in_flight);
+        (0..sent).for_each(|number| self.submit(number));
+        let mut sum = 0;
+        for _ in 0..tasks {
+            sum += self.wait();
+            if sent < tasks {
+                self.submit(sent);
+                sent += 1;
+            }
+        }
+        sum
+    }
 }
 
 fn task(number: u64) -> u64 {
@@ -27,39 +48,75 @@ fn task(number: u64) -> u64 {
 
 struct Backroom {
     submitter: Submitter<u64, u64>,
-    /// Results that have come, for whoever waits for them.
-    results: Rc<RefCell<VecDeque<u64>>>,
+    closures: bool,
     _pool: TaskPool<u64, u64>,
 }
 
+thread_local! {
+    /// What its finish closures share.
+    static PROGRESS: Progress = Progress::default();
+}
+
+#[derive(Default)]
+struct Progress {
+    to_send: Cell<u64>,
+    sent: Cell<u64>,
+    finished: Cell<u64>,
+    sum: Cell<u64>,
+}
+
 impl Backroom {
-    fn start(threads: usize) -> Backroom {
+    /// With a finish closure for each task, or with one for all.
+    fn start(threads: usize, closures: bool) -> Backroom {
         let pool = TaskPool::builder()
             .task_worker_num(threads)
-            .on_task(|_cx, number| Ok(task(number)))
+            .on_task(|_, number| Ok(task(number)))
+            .on_finish(|submitter, done| finish(submitter, done, false))
             .build()
             .expect("a pool");
-        Backroom { submitter: pool.submitter(), results: Rc::default(), _pool: pool }
+        Backroom { submitter: pool.submitter(), closures, _pool: pool }
     }
 }
 
-impl Rival for Backroom {
-    fn submit(&mut self, number: u64) {
-        let results = Rc::clone(&self.results);
-        let finish = move |_: &mut Submitter<_, _>, done: Finished<u64>| {
-            results.borrow_mut().push_back(done.into_result()?);
-            Ok(())
-        };
-        self.submitter.task_then(number, finish).expect("accepted");
-    }
-
-    fn wait(&mut self) -> u64 {
-        loop {
-            if let Some(result) = self.results.borrow_mut().pop_front() {
-                return result;
-            }
-            self.submitter.run_finished_for(Duration::from_secs(60));
+fn submit(submitter: &mut Submitter<u64, u64>, number: u64, closures: bool) {
+    let submitted = match closures {
+        // It holds something, as most do: a closure that holds nothing needs no memory.
+        true => {
+            submitter.task_then(number, move |submitter, done| finish(submitter, done, black_box(number) < u64::MAX))
         }
+        false => submitter.task(number),
+    };
+    submitted.expect("accepted");
+}
+
+/// Takes the result, and submits the next task if there is one to do.
+fn finish(submitter: &mut Submitter<u64, u64>, done: Finished<u64>, closures: bool) -> anyhow::Result<()> {
+    let result = done.into_result()?;
+    PROGRESS.with(|Progress { to_send, sent, finished, sum }| {
+        finished.set(finished.get() + 1);
+        sum.set(sum.get() + result);
+        if sent.get() < to_send.get() {
+            submit(submitter, sent.replace(sent.get() + 1), closures);
+        }
+    });
+    Ok(())
+}
+
+impl Rival for Backroom {
+    fn run(&mut self, tasks: u64, in_flight: u64) -> u64 {
+        PROGRESS.with(|Progress { to_send, sent, finished, sum }| {
+            to_send.set(tasks);
+            sent.set(tasks.min(in_flight));
+            finished.set(0);
+            sum.set(0);
+            for number in 0..sent.get() {
+                submit(&mut self.submitter, number, self.closures);
+            }
+            while finished.get() < tasks {
+                self.submitter.run_finished_for(Duration::from_secs(60));
+            }
+            sum.get()
+        })
     }
 }
 
@@ -99,7 +156,7 @@ fn next(tasks: &Receiver<u64>, yields: usize) -> Option<u64> {
     tasks.recv().ok()
 }
 
-impl Rival for RawPair {
+impl OneByOne for RawPair {
     fn submit(&mut self, number: u64) {
         self.there.send(number).expect("a thread");
     }
@@ -133,7 +190,7 @@ fn closures<E: FnMut(Job) + 'static>(execute: E) -> Box<dyn Rival> {
     Box::new(Closures { execute, results, back })
 }
 
-impl<E: FnMut(Job)> Rival for Closures<E> {
+impl<E: FnMut(Job)> OneByOne for Closures<E> {
     fn submit(&mut self, number: u64) {
         (self.execute)(Job { number, results: self.results.clone() });
     }
@@ -153,7 +210,8 @@ fn rivals(threads: usize) -> Vec<(&'static str, Box<dyn Rival>)> {
         .map(Arc::new)
         .expect("tokio");
     vec![
-        ("backroom", Box::new(Backroom::start(threads))),
+        ("backroom", Box::new(Backroom::start(threads, false))),
+        ("backroom, a closure each", Box::new(Backroom::start(threads, true))),
         ("raw crossbeam pair", Box::new(RawPair::start(threads, 0))),
         ("raw pair, yielding", Box::new(RawPair::start(threads, 128))),
         ("threadpool", closures(move |job| threadpool.execute(|| job.run()))),
@@ -162,26 +220,10 @@ fn rivals(threads: usize) -> Vec<(&'static str, Box<dyn Rival>)> {
     ]
 }
 
-fn round_trip(rival: &mut dyn Rival) {
-    rival.submit(1);
-    assert_eq!(rival.wait(), 2);
-}
-
-/// Keeps so many in flight that none waits for another's way back.
-fn many_in_flight(rival: &mut dyn Rival, tasks: u64) -> Duration {
+/// How long so many tasks take.
+fn time(rival: &mut dyn Rival, tasks: u64, in_flight: u64) -> Duration {
     let start = Instant::now();
-    let (mut sent, mut sum) = (0, 0u64);
-    while sent < tasks.min(IN_FLIGHT) {
-        rival.submit(sent);
-        sent += 1;
-    }
-    for _ in 0..tasks {
-        sum += rival.wait();
-        if sent < tasks {
-            rival.submit(sent);
-            sent += 1;
-        }
-    }
+    let sum = rival.run(tasks, in_flight);
     assert_eq!(sum, tasks * (tasks + 1) / 2, "every result came back once");
     start.elapsed()
 }
@@ -190,14 +232,14 @@ fn benchmarks(criterion: &mut Criterion) {
     for threads in THREADS {
         let mut group = criterion.benchmark_group(format!("round trip, 1 in flight, {threads} threads"));
         for (name, mut rival) in rivals(threads) {
-            group.bench_function(name, |bencher| bencher.iter(|| round_trip(&mut *rival)));
+            group.bench_function(name, |bencher| bencher.iter_custom(|tasks| time(&mut *rival, tasks, 1)));
         }
         group.finish();
 
         let mut group = criterion.benchmark_group(format!("rate, {IN_FLIGHT} in flight, {threads} threads"));
         group.throughput(Throughput::Elements(1));
         for (name, mut rival) in rivals(threads) {
-            group.bench_function(name, |bencher| bencher.iter_custom(|tasks| many_in_flight(&mut *rival, tasks)));
+            group.bench_function(name, |bencher| bencher.iter_custom(|tasks| time(&mut *rival, tasks, IN_FLIGHT)));
         }
         group.finish();
     }

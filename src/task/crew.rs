@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Wake;
 use super::idle::Idle;
-use super::outcome::{Outcome, OutcomeKind, Product, Progress, TaskId};
+use super::outcome::{Ended, Outcome, OutcomeKind, Progress, TaskId};
 use super::reply::{Decided, NotTaken, ReplyAddress, Run, Ticket};
 use crate::logging::{LogLimit, foreign};
 use crate::observer::Observer;
@@ -82,7 +82,7 @@ pub(super) enum Ending<R> {
     /// Whoever has its reply.
     Later,
     /// Somebody has before; and here is the outcome that came too late.
-    Late(Outcome<Product<R>>),
+    Late(Ended<R>),
 }
 
 impl<R> Crew<R> {
@@ -164,21 +164,15 @@ impl<R> Crew<R> {
     }
 
     /// The task on this task worker has ended by itself, at this time; or is not to run.
-    pub(super) fn end(
-        &self,
-        index: usize,
-        outcome: Outcome<Product<R>>,
-        ended: Option<Instant>,
-        ledger: &Ledger,
-    ) -> Ending<R> {
+    pub(super) fn end(&self, index: usize, ended: Ended<R>, at: Option<Instant>, ledger: &Ledger) -> Ending<R> {
         let mut running = self.slots[index].0.lock();
         match std::mem::replace(&mut *running, Running::Nothing) {
             Running::Task(started) => {
-                let run = ended.map(|ended| started.run(ended)).unwrap_or_default();
-                Ending::Decided(started.ticket.decide(outcome, run, ledger))
+                let run = at.map(|at| started.run(at)).unwrap_or_default();
+                Ending::Decided(started.ticket.decide(ended, run, ledger))
             }
             Running::Later(_) => Ending::Later,
-            Running::Decided(_) | Running::Nothing => Ending::Late(outcome),
+            Running::Decided(_) | Running::Nothing => Ending::Late(ended),
         }
     }
 
@@ -282,21 +276,21 @@ impl<R> Crew<R> {
     }
 
     /// Finishes a task whose reply was taken away.
-    pub(super) fn end_later(&self, id: TaskId, outcome: Outcome<Product<R>>) {
+    pub(super) fn end_later(&self, id: TaskId, ended: Ended<R>) {
         let now = Instant::now();
         let mut later = self.later.lock();
         match later.tasks.remove(&id) {
             Some(started) => {
-                let outcome = started.in_time(outcome, now);
+                let ended = started.in_time(ended, now);
                 let run = started.run(now);
-                let decided = started.ticket.decide(outcome, run, &later.ledger);
+                let decided = started.ticket.decide(ended, run, &later.ledger);
                 drop(later);
                 self.announce(decided, &self.books.open());
             }
             None => {
                 later.ledger.late.add(1);
                 drop(later);
-                let _ = catch(|| drop(outcome));
+                let _ = catch(|| drop(ended));
             }
         }
     }
@@ -334,18 +328,23 @@ impl<R> Started<R> {
     pub(super) fn run(&self, now: Instant) -> Run {
         Run {
             worker_index: Some(self.worker_index),
-            time_queued: self.started.saturating_duration_since(self.ticket.queued_at),
-            time_run: now.saturating_duration_since(self.started),
+            nanos_queued: nanos(self.ticket.queued_at, self.started),
+            nanos_run: nanos(self.started, now),
         }
     }
 
     /// What comes after the deadline is too late, even where nobody has looked yet.
-    fn in_time(&self, outcome: Outcome<Product<R>>, now: Instant) -> Outcome<Product<R>> {
+    fn in_time(&self, ended: Ended<R>, now: Instant) -> Ended<R> {
         match self.deadline {
-            Some(deadline) if deadline <= now => Outcome::TimedOut,
-            _ => outcome,
+            Some(deadline) if deadline <= now => Ended::Task(Outcome::TimedOut),
+            _ => ended,
         }
     }
+}
+
+/// The nanoseconds from one to the other.
+fn nanos(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Beginning and ending.

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use super::outcome::{Finished, Product, Progress, TaskId};
+use super::outcome::{Finished, Progress, Returned, TaskId};
 use super::timer::Key;
+use crate::error::TaskFailure;
 
 /// A task that was submitted and whose outcome was not delivered yet. `C` is who gets it: a connection, say.
 pub(super) struct Flight<R, C> {
@@ -20,11 +21,12 @@ pub(super) enum Finish<R, C> {
     /// For every result. Taken out while it runs.
     Each(Option<Each<R, C>>),
     /// For a closure that was run as a task.
-    Closure(Then<Finished<Product<R>>, C>),
+    Closure(Then<Result<Returned, TaskFailure>, C>),
     /// Somebody waits for it.
     Waited,
 }
 
+/// What is given something once.
 pub(super) type Then<F, C> = Box<dyn FnOnce(&mut C, F) -> anyhow::Result<()>>;
 pub(super) type Each<R, C> = Box<dyn FnMut(&mut C, Finished<R>) -> anyhow::Result<()>>;
 
@@ -50,6 +52,6 @@ pub(super) enum What<R, C> {
     OnFinish(Finished<R>),
     Then(Then<Finished<R>, C>, Finished<R>),
     Each(Each<R, C>, Finished<R>),
-    Closure(Then<Finished<Product<R>>, C>, Finished<Product<R>>),
+    Closure(Then<Result<Returned, TaskFailure>, C>, Result<Returned, TaskFailure>),
     Progress(TaskId, Progress),
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::crew::Crew;
-use super::outcome::{Outcome, Product, TaskId};
+use super::outcome::{Ended, Outcome, TaskId};
 
 /// The reply of a task that has returned without one, from [`finish_later`](crate::TaskInfo::finish_later). Whoever has
 /// it finishes the task, from any thread. Dropped unfinished, it fails the task, with
@@ -34,7 +34,7 @@ impl<R> Later<R> {
 
     /// The task is done, with this result. Never blocks.
     pub fn finish(self, result: R) {
-        self.end(Outcome::Done(Product::Result(result)));
+        self.end(Outcome::Done(result));
     }
 
     /// The task has failed.
@@ -42,9 +42,9 @@ impl<R> Later<R> {
         self.end(Outcome::Failed(error.into()));
     }
 
-    fn end(mut self, outcome: Outcome<Product<R>>) {
+    fn end(mut self, outcome: Outcome<R>) {
         if let Some(crew) = self.crew.take() {
-            crew.end_later(self.id, outcome);
+            crew.end_later(self.id, Ended::Task(outcome));
         }
     }
 }
@@ -52,7 +52,7 @@ impl<R> Later<R> {
 impl<R> Drop for Later<R> {
     fn drop(&mut self) {
         if let Some(crew) = self.crew.take() {
-            crew.end_later(self.id, Outcome::Failed(anyhow::Error::new(ReplyDropped)));
+            crew.end_later(self.id, Ended::Task(Outcome::Failed(anyhow::Error::new(ReplyDropped))));
         }
     }
 }

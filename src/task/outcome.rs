@@ -86,17 +86,6 @@ impl<R> Outcome<R> {
             Outcome::Abandoned => OutcomeKind::Abandoned,
         }
     }
-
-    fn try_map<S>(self, map: impl FnOnce(R) -> Option<S>) -> Option<Outcome<S>> {
-        Some(match self {
-            Outcome::Done(result) => Outcome::Done(map(result)?),
-            Outcome::Failed(error) => Outcome::Failed(error),
-            Outcome::Panicked(message) => Outcome::Panicked(message),
-            Outcome::TimedOut => Outcome::TimedOut,
-            Outcome::Cancelled => Outcome::Cancelled,
-            Outcome::Abandoned => Outcome::Abandoned,
-        })
-    }
 }
 
 /// A task that has ended, or a result it gave before its end: what a finish closure is given.
@@ -106,8 +95,8 @@ pub struct Finished<R> {
     pub(super) outcome: Outcome<R>,
     pub(super) is_last: bool,
     pub(super) worker_index: Option<u32>,
-    pub(super) time_queued: Duration,
-    pub(super) time_run: Duration,
+    pub(super) nanos_queued: u64,
+    pub(super) nanos_run: u64,
 }
 
 impl<R> Finished<R> {
@@ -161,43 +150,31 @@ impl<R> Finished<R> {
     /// for a task that never ran. Tasks submitted while one batch of input is handled share one stamp, taken when the
     /// first is submitted.
     pub fn time_queued(&self) -> Duration {
-        self.time_queued
+        Duration::from_nanos(self.nanos_queued)
     }
 
     /// How long `on_task` ran until this; zero for a task that never ran.
     pub fn time_run(&self) -> Duration {
-        self.time_run
+        Duration::from_nanos(self.nanos_run)
     }
 }
 
-/// What a task gives: a result of `on_task`, or whatever a closure that was run as a task returned.
-#[derive(Debug)]
-pub(super) enum Product<R> {
-    Result(R),
-    OfClosure(Box<dyn Any + Send>),
+/// How a task worker ended a task.
+pub(super) enum Ended<R> {
+    Task(Outcome<R>),
+    /// A closure that was run as a task has returned this.
+    Closure(Returned),
 }
 
-impl<R> Finished<Product<R>> {
-    /// Of a task that `on_task` ran.
-    pub(super) fn of_task(self) -> Option<Finished<R>> {
-        self.try_map(|product| match product {
-            Product::Result(result) => Some(result),
-            Product::OfClosure(_) => None,
-        })
-    }
+/// What a closure returned that was run as a task.
+pub(super) type Returned = Box<dyn Any + Send>;
 
-    /// Of a closure that returns `X`.
-    pub(super) fn of_closure<X: 'static>(self) -> Option<Finished<X>> {
-        self.try_map(|product| match product {
-            Product::OfClosure(returned) => returned.downcast().ok().map(|returned| *returned),
-            Product::Result(_) => None,
-        })
-    }
-
-    fn try_map<S>(self, map: impl FnOnce(Product<R>) -> Option<S>) -> Option<Finished<S>> {
-        let Finished { id, outcome, is_last, worker_index, time_queued, time_run } = self;
-        let outcome = outcome.try_map(map)?;
-        Some(Finished { id, outcome, is_last, worker_index, time_queued, time_run })
+impl<R> Ended<R> {
+    pub(super) fn kind(&self) -> OutcomeKind {
+        match self {
+            Ended::Task(outcome) => outcome.kind(),
+            Ended::Closure(_) => OutcomeKind::Done,
+        }
     }
 }
 

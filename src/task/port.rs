@@ -11,7 +11,7 @@ use super::bell::Bell;
 use super::flight::{Delivery, Finish, Flight, Special, What};
 use super::options::TaskOptions;
 use super::order::Order;
-use super::outcome::{Finished, Outcome, Product, Progress, TaskId};
+use super::outcome::{Finished, Outcome, Progress, Returned, TaskId};
 use super::queue::{Job, Place, Task};
 use super::reply::{Limits, Message, ReplyAddress, Run, Ticket, finished, orphan};
 use super::room::{Room, new_number};
@@ -312,13 +312,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// The next thing that is here, with what is to run for it.
     pub(crate) fn next(&mut self) -> Option<Delivery<R, C>> {
         loop {
-            let held = self.order.as_mut().and_then(Order::next);
-            let message = match held {
-                Some(message) => message,
-                None => match self.next_in_order() {
-                    Some(message) => message?,
-                    None => continue,
-                },
+            let message = match self.order {
+                None => self.next_message()?,
+                Some(_) => self.next_in_order()?,
             };
             if let Some(delivery) = self.deliver(message) {
                 return Some(delivery);
@@ -326,24 +322,39 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
     }
 
-    /// `None` if what came has to wait for others; `Some(None)` if nothing came.
-    #[expect(clippy::option_option)]
-    fn next_in_order(&mut self) -> Option<Option<Message<R>>> {
-        let next = self.aside.pop_front().or_else(|| self.address.receiver().try_recv().ok());
-        let (Some(order), Some(Message::Finished(finished))) = (&mut self.order, &next) else { return Some(next) };
-        let TaskId { submitter, sequence } = finished.id;
-        let in_line =
-            submitter == self.address.number && self.flights.get(&sequence).is_some_and(|flight| !flight.is_apart());
-        match next {
-            Some(message) if in_line => order.admit(sequence, message).map(Some),
-            _ => Some(next),
+    fn next_message(&mut self) -> Option<Message<R>> {
+        match self.aside.is_empty() {
+            true => self.address.receiver().try_recv().ok(),
+            false => self.aside.pop_front(),
         }
+    }
+
+    fn next_in_order(&mut self) -> Option<Message<R>> {
+        loop {
+            if let Some(message) = self.order.as_mut().and_then(Order::next) {
+                return Some(message);
+            }
+            let message = self.next_message()?;
+            let in_line = message.task().filter(|id| self.is_in_line(*id));
+            match (&mut self.order, in_line) {
+                (Some(order), Some(id)) => match order.admit(id.sequence, message) {
+                    Some(message) => return Some(message),
+                    None => continue,
+                },
+                _ => return Some(message),
+            }
+        }
+    }
+
+    fn is_in_line(&self, id: TaskId) -> bool {
+        id.submitter == self.address.number && self.flights.get(&id.sequence).is_some_and(|flight| !flight.is_apart())
     }
 
     fn deliver(&mut self, message: Message<R>) -> Option<Delivery<R, C>> {
         let what = match message {
             Message::Finished(finished) if finished.is_last => self.deliver_outcome(finished),
             Message::Finished(finished) => self.deliver_result(finished),
+            Message::Returned(id, returned) => self.deliver_returned(id, returned),
             Message::Progress(id, worker_index) => {
                 self.room.crew.told_progress(id, worker_index).map(|progress| What::Progress(id, progress))
             }
@@ -351,24 +362,32 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         what.map(Delivery)
     }
 
-    fn deliver_outcome(&mut self, finished: Finished<Product<R>>) -> Option<What<R, C>> {
+    fn deliver_outcome(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
         self.ledger.delivered.add(1);
         if finished.id.submitter != self.address.number {
             self.address.forget_foreign();
-            return finished.of_task().map(What::OnFinish);
+            return Some(What::OnFinish(finished));
         }
         match self.land(finished.id.sequence)? {
-            Finish::OnFinish => finished.of_task().map(What::OnFinish),
-            Finish::Then(then) => finished.of_task().map(|finished| What::Then(then, finished)),
-            Finish::Each(each) => Some(What::Each(each?, finished.of_task()?)),
-            Finish::Closure(then) => Some(What::Closure(then, finished)),
+            Finish::OnFinish => Some(What::OnFinish(finished)),
+            Finish::Then(then) => Some(What::Then(then, finished)),
+            Finish::Each(each) => Some(What::Each(each?, finished)),
+            // It has not returned.
+            Finish::Closure(then) => Some(What::Closure(then, Err(finished.into_result().err()?))),
             Finish::Waited => None,
         }
     }
 
-    fn deliver_result(&mut self, finished: Finished<Product<R>>) -> Option<What<R, C>> {
+    fn deliver_returned(&mut self, id: TaskId, returned: Returned) -> Option<What<R, C>> {
+        self.ledger.delivered.add(1);
+        match self.land(id.sequence)? {
+            Finish::Closure(then) => Some(What::Closure(then, Ok(returned))),
+            _ => None,
+        }
+    }
+
+    fn deliver_result(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
         self.address.forget_result();
-        let finished = finished.of_task()?;
         if finished.id.submitter != self.address.number {
             return Some(What::OnFinish(finished));
         }
@@ -425,7 +444,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         match delivery.0 {
             What::OnFinish(finished) => on_finish.map_or(Ok(()), |on_finish| on_finish(user, finished)),
             What::Then(then, finished) => then(user, finished),
-            What::Closure(then, finished) => then(user, finished),
+            What::Closure(then, returned) => then(user, returned),
             What::Each(mut each, finished) => {
                 let (id, is_last) = (finished.id, finished.is_last);
                 let returned = each(user, finished);
@@ -470,7 +489,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     /// Decides the outcome of a task in flight, wherever it is, unless that has been decided.
-    pub(super) fn decide(&mut self, sequence: u64, outcome: Outcome<Product<R>>) -> bool {
+    pub(super) fn decide(&mut self, sequence: u64, outcome: Outcome<R>) -> bool {
         let id = TaskId { submitter: self.address.number, sequence };
         let Some(flight) = self.flights.get(&sequence) else { return false };
         let delayed = flight.special.as_ref().and_then(|special| special.delayed);
@@ -497,7 +516,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         true
     }
 
-    fn put_decided(&mut self, id: TaskId, outcome: Outcome<Product<R>>, run: Run) {
+    fn put_decided(&mut self, id: TaskId, outcome: Outcome<R>, run: Run) {
         let kind = outcome.kind();
         self.ledger.count(kind);
         self.aside.push_back(Message::Finished(finished(id, outcome, run, true)));

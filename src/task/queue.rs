@@ -1,6 +1,5 @@
 //! Where tasks wait: the only place that knows it is crossbeam channels in memory.
 
-use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -10,6 +9,7 @@ use parking_lot::Mutex;
 use super::Wake;
 use super::lane::{Lane, Waits};
 use super::options::{Priority, RetryOf};
+use super::outcome::Returned;
 use super::reply::Ticket;
 
 /// One piece of slow work, and the right to say how it ended.
@@ -48,7 +48,7 @@ impl<T> Job<T> {
     }
 }
 
-pub(super) type Closure = Box<dyn FnOnce() -> Box<dyn Any + Send> + Send>;
+pub(super) type Closure = Box<dyn FnOnce() -> Returned + Send>;
 
 /// What a task has that is not like all others.
 pub(super) struct Extra<T> {

@@ -3,19 +3,21 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use super::Wake;
-use super::outcome::{Finished, Outcome, OutcomeKind, Product, TaskId};
+use super::outcome::{Ended, Finished, Outcome, OutcomeKind, Returned, TaskId};
 use crate::panic::catch;
 use crate::stats::Ledger;
 
 /// What comes to a submitter.
 pub(super) enum Message<R> {
-    Finished(Finished<Product<R>>),
+    Finished(Finished<R>),
+    /// A closure that was run as a task has returned.
+    Returned(TaskId, Returned),
     /// The task has come further, and runs on this task worker. There is one at most for each task that runs; how far
     /// it has come is read where it runs.
     Progress(TaskId, u32),
@@ -24,11 +26,25 @@ pub(super) enum Message<R> {
 impl<R> Message<R> {
     /// Whether this is how the task ended.
     pub(super) fn is_end_of(&self, id: TaskId) -> bool {
-        matches!(self, Message::Finished(finished) if finished.is_last && finished.id == id)
+        self.ends() == Some(id)
     }
 
-    pub(super) fn is_end(&self) -> bool {
-        matches!(self, Message::Finished(finished) if finished.is_last)
+    /// The task whose result this is.
+    pub(super) fn task(&self) -> Option<TaskId> {
+        match self {
+            Message::Finished(finished) => Some(finished.id),
+            Message::Returned(id, _) => Some(*id),
+            Message::Progress(..) => None,
+        }
+    }
+
+    /// The task whose end this is.
+    pub(super) fn ends(&self) -> Option<TaskId> {
+        match self {
+            Message::Finished(finished) => finished.is_last.then_some(finished.id),
+            Message::Returned(id, _) => Some(*id),
+            Message::Progress(..) => None,
+        }
     }
 }
 
@@ -180,7 +196,7 @@ impl<R> ReplyAddress<R> {
 
 /// Counts an outcome that nobody will hear, and drops it.
 pub(super) fn orphan<R>(message: Message<R>, ledger: &Ledger) {
-    if message.is_end() {
+    if message.ends().is_some() {
         ledger.orphaned.add(1);
     }
     // A result's own drop may panic; the rest must be counted all the same.
@@ -200,8 +216,8 @@ pub(super) struct Ticket<R> {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Run {
     pub(super) worker_index: Option<u32>,
-    pub(super) time_queued: Duration,
-    pub(super) time_run: Duration,
+    pub(super) nanos_queued: u64,
+    pub(super) nanos_run: u64,
 }
 
 /// A decided outcome that is on its way. The submitter has yet to be roused, once no lock is held.
@@ -211,7 +227,7 @@ pub(super) struct Decided<R> {
     pub(super) kind: OutcomeKind,
     reply_to: Arc<ReplyAddress<R>>,
     /// The outcome of a one-way task.
-    unheard: Option<Finished<Product<R>>>,
+    unheard: Option<Message<R>>,
 }
 
 /// Why a result was not taken.
@@ -223,37 +239,33 @@ pub(super) enum NotTaken {
 impl<R> Ticket<R> {
     /// Decides the outcome and sends it. Done under the lock where the ticket was found, so that who else looks for
     /// it finds either the ticket there or the outcome with the submitter.
-    pub(super) fn decide(self, outcome: Outcome<Product<R>>, run: Run, ledger: &Ledger) -> Decided<R> {
-        let kind = outcome.kind();
+    pub(super) fn decide(self, ended: Ended<R>, run: Run, ledger: &Ledger) -> Decided<R> {
+        let kind = ended.kind();
         ledger.count(kind);
-        let finished = finished(self.id, outcome, run, true);
-        let unheard = match self.one_way {
-            true => {
-                ledger.one_way.add(1);
-                Some(finished)
-            }
-            false => {
-                self.reply_to.push(Message::Finished(finished));
-                None
-            }
+        let message = match ended {
+            Ended::Task(outcome) => Message::Finished(finished(self.id, outcome, run, true)),
+            Ended::Closure(returned) => Message::Returned(self.id, returned),
         };
+        let mut unheard = None;
+        if self.one_way {
+            ledger.one_way.add(1);
+            unheard = Some(message);
+        } else {
+            self.reply_to.push(message);
+        }
         Decided { id: self.id, kind, reply_to: self.reply_to, unheard }
     }
 
     /// Decides the outcome of a task that is queued no more and has not started, unless its submitter has.
-    pub(super) fn decide_unless_struck(
-        self,
-        outcome: Outcome<Product<R>>,
-        ledger: &Ledger,
-    ) -> Result<Decided<R>, Outcome<Product<R>>> {
+    pub(super) fn decide_unless_struck(self, ended: Ended<R>, ledger: &Ledger) -> Result<Decided<R>, Ended<R>> {
         let reply_to = Arc::clone(&self.reply_to);
         // The submitter strikes the task out under this lock, and then looks for its outcome.
         let mut decided = reply_to.decided.lock();
         if decided.remove(&self.id) {
             reply_to.any_decided.store(!decided.is_empty(), Ordering::Relaxed);
-            return Err(outcome);
+            return Err(ended);
         }
-        Ok(self.decide(outcome, Run::default(), ledger))
+        Ok(self.decide(ended, Run::default(), ledger))
     }
 
     /// Sends a result that is not the last, under the same lock. Rouse the submitter after it.
@@ -264,8 +276,7 @@ impl<R> Ticket<R> {
         if !self.reply_to.expect_result() {
             return Err((NotTaken::TooMany, result));
         }
-        let outcome = Outcome::Done(Product::Result(result));
-        self.reply_to.push(Message::Finished(finished(self.id, outcome, run, false)));
+        self.reply_to.push(Message::Finished(finished(self.id, Outcome::Done(result), run, false)));
         Ok(())
     }
 
@@ -279,16 +290,16 @@ impl<R> Ticket<R> {
     }
 }
 
-pub(super) fn finished<R>(id: TaskId, outcome: Outcome<Product<R>>, run: Run, is_last: bool) -> Finished<Product<R>> {
-    let Run { worker_index, time_queued, time_run } = run;
-    Finished { id, outcome, is_last, worker_index, time_queued, time_run }
+pub(super) fn finished<R>(id: TaskId, outcome: Outcome<R>, run: Run, is_last: bool) -> Finished<R> {
+    let Run { worker_index, nanos_queued, nanos_run } = run;
+    Finished { id, outcome, is_last, worker_index, nanos_queued, nanos_run }
 }
 
 impl<R> Decided<R> {
     /// Rouses the submitter. No lock is held, since what it drops may be users' code.
     pub(super) fn rouse(self, ledger: &Ledger) {
         match self.unheard {
-            Some(finished) => drop(catch(|| drop(finished))),
+            Some(message) => drop(catch(|| drop(message))),
             None => self.reply_to.rouse(ledger),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::crew::Crew;
 use super::options::TaskOptions;
-use super::outcome::{Outcome, Product};
+use super::outcome::{Ended, Outcome};
 use super::queue::{Extra, Place, Queue, Task};
 use super::timer::{Due, Key, NoTimer, Timer};
 use crate::error::TaskError;
@@ -119,7 +119,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         self.abandon_queued(ledger);
         for started in self.crew.claim_all() {
             let run = started.run(Instant::now());
-            let decided = started.ticket.decide(Outcome::Abandoned, run, ledger);
+            let decided = started.ticket.decide(Ended::Task(Outcome::Abandoned), run, ledger);
             self.crew.announce(decided, ledger);
         }
         self.queue.wake_waiting();
@@ -132,10 +132,10 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     }
 
     /// Ends a task that is not to start, unless its submitter has already done so.
-    pub(super) fn give_up(&self, task: Task<T, R>, outcome: Outcome<Product<R>>, ledger: &Ledger) {
+    pub(super) fn give_up(&self, task: Task<T, R>, outcome: Outcome<R>, ledger: &Ledger) {
         let Task { job, ticket, extra } = task;
         // What is dropped may panic; the rest must be given up all the same.
-        match ticket.decide_unless_struck(outcome, ledger) {
+        match ticket.decide_unless_struck(Ended::Task(outcome), ledger) {
             Ok(decided) => self.crew.announce(decided, ledger),
             Err(outcome) => drop(catch(|| drop(outcome))),
         }

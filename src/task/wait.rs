@@ -6,7 +6,7 @@ use crossbeam_channel::RecvTimeoutError;
 
 use super::flight::Finish;
 use super::options::TaskOptions;
-use super::outcome::{Finished, Outcome, Product};
+use super::outcome::Outcome;
 use super::port::Port;
 use super::queue::Job;
 use super::reply::Message;
@@ -101,7 +101,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
         self.ledger.delivered.add(1);
         self.land(finished.id.sequence);
-        waited.results[place] = Some(result(finished));
+        waited.results[place] = Some(finished.into_result().map_err(WaitError::from));
         waited.open -= 1;
     }
 
@@ -120,13 +120,5 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         for message in std::mem::take(&mut self.aside) {
             self.sort(message, waited);
         }
-    }
-}
-
-fn result<R>(finished: Finished<Product<R>>) -> Result<R, WaitError> {
-    match finished.of_task() {
-        Some(finished) => finished.into_result().map_err(WaitError::from),
-        // Only of a closure, and nobody waits for those.
-        None => Err(WaitError::TimedOut),
     }
 }

@@ -1,13 +1,12 @@
 //! All the ways of submitting a task.
 
-use std::any::Any;
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::BeforeWait;
 use super::flight::Finish;
 use super::options::TaskOptions;
-use super::outcome::{Finished, TaskId};
+use super::outcome::{Finished, Returned, TaskId};
 use super::port::{Port, WhenFull, far};
 use super::queue::Job;
 use super::repetition::{Repeating, Repetition};
@@ -84,11 +83,15 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
         if self.options.as_ref().is_some_and(|options| options.retry.is_some()) {
             return Err(TaskError::RunsOnce);
         }
-        let work = move || Box::new(work()) as Box<dyn Any + Send>;
-        let finish = move |user: &mut C, finished: Finished<_>| match finished.of_closure() {
-            Some(finished) => finish(user, finished.into_result()),
-            // It gave what it returns, and nothing else.
-            None => Ok(()),
+        let work = move || Box::new(work()) as Returned;
+        let finish = move |user: &mut C, returned: Result<Returned, TaskFailure>| {
+            let returned = returned.map(|returned| returned.downcast::<X>());
+            match returned {
+                Ok(Ok(returned)) => finish(user, Ok(*returned)),
+                Err(failure) => finish(user, Err(failure)),
+                // It is what `work` made.
+                Ok(Err(_)) => Ok(()),
+            }
         };
         let finish = Finish::Closure(Box::new(finish));
         self.submit(Job::Closure(Box::new(work)), Some(finish)).map_err(|(reason, _)| reason)

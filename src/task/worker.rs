@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 
 use super::context::{TaskContext, TaskInfo};
 use super::crew::{Crew, Ending, Started};
-use super::outcome::{Outcome, Product, TaskId};
+use super::outcome::{Ended, Outcome, TaskId};
 use super::pool::Hooks;
 use super::port::far;
 use super::queue::{Extra, Job, Place, Seat, Task};
@@ -177,7 +177,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         if look_closer && crew.is_struck(self.index, info.id) {
             drop(crew.withdraw(self.index));
         } else if let Some(outcome) = not_to_run {
-            if let Ending::Decided(decided) = crew.end(self.index, outcome, None, ledger) {
+            if let Ending::Decided(decided) = crew.end(self.index, Ended::Task(outcome), None, ledger) {
                 crew.announce(decided, ledger);
             }
         } else {
@@ -204,27 +204,27 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let returned = catch(|| match job {
             Job::OnTask(payload) => {
                 kept = extra.as_ref().and_then(|extra| extra.keep(&payload));
-                (self.hooks.on_task)(context, payload).map(Product::Result)
+                (self.hooks.on_task)(context, payload).map(|result| Ended::Task(Outcome::Done(result)))
             }
-            Job::Closure(closure) => Ok(Product::OfClosure(closure())),
+            Job::Closure(closure) => Ok(Ended::Closure(closure())),
         });
         let ended = Instant::now();
         ledger.running.set(0);
 
         let mut panic_message = None;
         let outcome = match returned {
-            Ok(Ok(result)) => Outcome::Done(result),
+            Ok(Ok(ended)) => ended,
             Ok(Err(error)) => match (kept, &mut extra) {
                 (Some(payload), Some(next)) if self.is_worth_another(next, &error, ended) => {
                     next.last_error = Some(error);
                     self.try_again_later(payload, extra, ended, ledger);
                     return (ended, false);
                 }
-                _ => Outcome::Failed(error),
+                _ => Ended::Task(Outcome::Failed(error)),
             },
             Err(message) => {
                 panic_message = Some(foreign(&message));
-                Outcome::Panicked(message)
+                Ended::Task(Outcome::Panicked(message))
             }
         };
         self.finish(context.info.deadline, outcome, ended, ledger);
@@ -235,12 +235,12 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         (ended, panic_message.is_some() && touches_state)
     }
 
-    fn finish(&self, deadline: Option<Instant>, outcome: Outcome<Product<R>>, ended: Instant, ledger: &OpenLedger) {
+    fn finish(&self, deadline: Option<Instant>, outcome: Ended<R>, ended: Instant, ledger: &OpenLedger) {
         let mut too_late = None;
         let outcome = match deadline {
             Some(deadline) if deadline <= ended => {
                 too_late = Some(outcome);
-                Outcome::TimedOut
+                Ended::Task(Outcome::TimedOut)
             }
             _ => outcome,
         };
