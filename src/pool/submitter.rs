@@ -41,7 +41,7 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
         let callbacks = Arc::clone(&self.callbacks);
         let (on_finish, on_progress) = (callbacks.on_finish.as_deref(), callbacks.on_progress.as_deref());
         let mut run = 0;
-        for _ in 0..self.port.messages() {
+        for _ in 0..self.port.most_messages() {
             let Some(delivery) = self.port.next() else { break };
             run += 1;
             if let Err(error) = Port::run(delivery, self, |submitter| &mut submitter.port, on_finish, on_progress) {
@@ -55,8 +55,13 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     /// Waits until something comes, but no longer than `timeout`, and then does what
     /// [`run_finished`](Self::run_finished) does. Returns 0 at once where nothing is in flight.
     pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
-        self.port.wait_for_message(timeout);
-        self.run_finished()
+        match self.run_finished() {
+            0 if self.tasks_in_flight() > 0 => {
+                self.port.wait_for_message(timeout);
+                self.run_finished()
+            }
+            run => run,
+        }
     }
 }
 

@@ -51,9 +51,15 @@ pub(super) struct Started<R> {
     pub(super) worker_index: u32,
     pub(super) started: Instant,
     pub(super) deadline: Option<Instant>,
-    pub(super) progress: Option<Progress>,
-    /// The submitter was told of progress, and has not looked since.
-    pub(super) told: bool,
+    /// What it has said, once it has.
+    pub(super) said: Option<Box<Said>>,
+}
+
+/// How far a task says it has come.
+pub(super) struct Said {
+    progress: Progress,
+    /// The submitter was told, and has not looked since.
+    told: bool,
 }
 
 /// What became of the task that a task worker runs. On a cache line of its own, since each is written for every task.
@@ -115,6 +121,7 @@ impl<R> Crew<R> {
     }
 
     /// Tells who observes. No lock is held, and a panic there goes no further.
+    #[inline]
     pub(super) fn observe(&self, tell: impl FnOnce(&dyn Observer)) {
         if let Some(observer) = &self.observer {
             if let Err(message) = catch(|| tell(&**observer)) {
@@ -127,6 +134,7 @@ impl<R> Crew<R> {
     }
 
     /// What follows a decided outcome, once no lock is held.
+    #[inline]
     pub(super) fn announce(&self, decided: Decided<R>, ledger: &Ledger) {
         let (id, kind) = (decided.id, decided.kind);
         decided.rouse(ledger);
@@ -134,6 +142,7 @@ impl<R> Crew<R> {
     }
 
     /// One task less is pending.
+    #[inline]
     pub(super) fn ended(&self, id: TaskId, kind: OutcomeKind) {
         self.observe(|observer| observer.task_ended(id, kind));
         if self.ending.load(Ordering::Relaxed) {
@@ -150,6 +159,7 @@ impl<R> Crew<R> {
 impl<R> Crew<R> {
     /// Shows that a task has started. Whether it may be one that is not to run after all: its outcome was decided while
     /// it was queued, or the crew has expired.
+    #[inline]
     pub(super) fn start(&self, index: usize, started: Started<R>) -> bool {
         let mut running = self.slots[index].0.lock();
         // Whoever decides or expires says so first, and takes this lock second to look for the task here.
@@ -164,6 +174,7 @@ impl<R> Crew<R> {
     }
 
     /// The task on this task worker has ended by itself, at this time; or is not to run.
+    #[inline]
     pub(super) fn end(&self, index: usize, ended: Ended<R>, at: Option<Instant>, ledger: &Ledger) -> Ending<R> {
         let mut running = self.slots[index].0.lock();
         match std::mem::replace(&mut *running, Running::Nothing) {
@@ -230,11 +241,12 @@ impl<R> Crew<R> {
         let reply_to = {
             let mut running = self.slots[index].0.lock();
             let Running::Task(started) = &mut *running else { return };
-            started.progress = Some(progress);
-            if started.told || !started.ticket.tell_progress(started.worker_index) {
+            let said = started.said.get_or_insert_with(|| Box::new(Said { progress, told: false }));
+            said.progress = progress;
+            if said.told || !started.ticket.tell_progress(started.worker_index) {
                 return;
             }
-            started.told = true;
+            said.told = true;
             Arc::clone(&started.ticket.reply_to)
         };
         reply_to.rouse(ledger);
@@ -243,7 +255,7 @@ impl<R> Crew<R> {
     /// How far the task has come, if it runs.
     pub(super) fn progress(&self, id: TaskId) -> Option<Progress> {
         let running = (0..self.slots.len()).find_map(|index| self.progress_on(index, id, false));
-        running.or_else(|| self.later.lock().tasks.get(&id)?.progress)
+        running.or_else(|| Some(self.later.lock().tasks.get(&id)?.said.as_ref()?.progress))
     }
 
     /// The same for who was told, and where; to be told again when it has come further.
@@ -254,8 +266,9 @@ impl<R> Crew<R> {
     fn progress_on(&self, index: usize, id: TaskId, told: bool) -> Option<Progress> {
         match &mut *self.slots[index].0.lock() {
             Running::Task(started) if started.ticket.id == id => {
-                started.told &= !told;
-                started.progress
+                let said = started.said.as_mut()?;
+                said.told &= !told;
+                Some(said.progress)
             }
             _ => None,
         }
@@ -344,7 +357,8 @@ impl<R> Started<R> {
 
 /// The nanoseconds from one to the other.
 fn nanos(from: Instant, to: Instant) -> u64 {
-    u64::try_from(to.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX)
+    // Enough for 584 years.
+    to.saturating_duration_since(from).as_nanos() as u64
 }
 
 /// Beginning and ending.

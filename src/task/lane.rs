@@ -27,11 +27,13 @@ impl<X: Waits> Lane<X> {
         Lane { sender, receiver, front: Mutex::new(None), has_front: AtomicBool::new(false) }
     }
 
+    #[inline]
     pub(super) fn push(&self, value: X) {
         // Cannot fail: a receiver lives as long as this.
         let _ = self.sender.send(value);
     }
 
+    #[inline]
     pub(super) fn take(&self) -> Option<X> {
         if let Some(first) = self.take_front() {
             return Some(first);

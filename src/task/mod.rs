@@ -5,6 +5,7 @@ mod bell;
 mod context;
 mod crew;
 mod flight;
+mod flights;
 mod idle;
 mod lane;
 mod later;

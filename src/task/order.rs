@@ -52,11 +52,6 @@ impl<M> Order<M> {
         self.held.into_values().flatten()
     }
 
-    /// How many messages are kept.
-    pub(super) fn len(&self) -> usize {
-        self.held().count()
-    }
-
     pub(super) fn held(&self) -> impl Iterator<Item = &M> {
         self.held.values().flatten()
     }

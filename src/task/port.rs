@@ -4,11 +4,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
-
 use super::Wake;
 use super::bell::Bell;
 use super::flight::{Delivery, Finish, Flight, Special, What};
+use super::flights::Flights;
 use super::options::TaskOptions;
 use super::order::Order;
 use super::outcome::{Finished, Outcome, Progress, Returned, TaskId};
@@ -28,7 +27,7 @@ pub(crate) struct Port<T, R, C> {
     pub(super) room: Arc<Room<T, R>>,
     pub(super) address: Arc<ReplyAddress<R>>,
     wake: Arc<dyn Wake>,
-    flights: FxHashMap<u64, Flight<R, C>>,
+    flights: Flights<Flight<R, C>>,
     /// How many of them count towards `max_in_flight`.
     counted: usize,
     deadlines: BTreeSet<(Instant, u64)>,
@@ -101,7 +100,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             room: Arc::clone(room),
             address: Arc::new(ReplyAddress::new(new_number(), limits, Arc::clone(&wake))),
             wake,
-            flights: FxHashMap::default(),
+            flights: Flights::new(),
             counted: 0,
             deadlines: BTreeSet::new(),
             aside: VecDeque::new(),
@@ -132,6 +131,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     /// Hands a task over; never waits. An error hands it back, and takes no id.
+    #[inline]
     pub(super) fn submit(
         &mut self,
         job: Job<T>,
@@ -142,7 +142,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if !self.open {
             return Err((TaskError::ShuttingDown, job));
         }
-        let waiting = self.look(when_full);
+        let waiting = self.look();
         if let Some(reason) = self.refusal(when_full, waiting, matches!(heard, Some(Finish::Waited))) {
             return Err((reason, job));
         }
@@ -190,6 +190,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         Ok(is_special.then(|| Box::new(Special { deadline, delayed, apart: delayed.is_some() })))
     }
 
+    #[inline]
     fn take_off(&mut self, sequence: u64, mut flight: Flight<R, C>) {
         if matches!(flight.finish, Finish::Waited) {
             flight.special.get_or_insert_default().apart = true;
@@ -206,8 +207,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.flights.insert(sequence, flight);
     }
 
+    #[inline]
     pub(super) fn land(&mut self, sequence: u64) -> Option<Finish<R, C>> {
-        let flight = self.flights.remove(&sequence)?;
+        let flight = self.flights.remove(sequence)?;
         if let Some(deadline) = flight.special.as_ref().and_then(|special| special.deadline) {
             self.deadlines.remove(&(deadline, sequence));
         }
@@ -221,8 +223,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     /// How many tasks wait; 0 while there is credit.
-    fn look(&mut self, when_full: WhenFull) -> usize {
-        if when_full == WhenFull::Defer && self.credit > 0 {
+    #[inline]
+    fn look(&mut self) -> usize {
+        if self.credit > 0 {
             self.credit -= 1;
             return 0;
         }
@@ -231,6 +234,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         waiting
     }
 
+    #[inline]
     fn refusal(&self, when_full: WhenFull, waiting: usize, waited: bool) -> Option<TaskError> {
         let queue_full = match when_full {
             WhenFull::Defer => waiting >= self.room.queue.hard_limit(),
@@ -292,24 +296,21 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             || self.order.as_ref().is_some_and(Order::has_next)
     }
 
-    /// How many messages are here, at least.
-    pub(crate) fn messages(&self) -> usize {
-        let held = self.order.as_ref().map_or(0, Order::len);
-        self.aside.len() + self.address.receiver().len() + held
+    /// More messages than this cannot be here, but for those of progress.
+    pub(crate) fn most_messages(&self) -> usize {
+        self.in_flight() + self.address.results()
     }
 
-    /// Blocks until a message is here, a deadline of a task in flight has come, or `timeout` is over. Does not block
-    /// where nothing is in flight.
+    /// Blocks until a message is here, a deadline of a task in flight has come, or `timeout` is over. Call it when
+    /// there is none.
     pub(crate) fn wait_for_message(&mut self, timeout: Duration) {
-        if self.has_message() || self.in_flight() == 0 {
-            return;
-        }
         let end = far(Instant::now(), timeout);
         let until = self.next_deadline().map_or(end, |deadline| deadline.min(end));
         self.aside.extend(self.receive(Some(until)));
     }
 
     /// The next thing that is here, with what is to run for it.
+    #[inline]
     pub(crate) fn next(&mut self) -> Option<Delivery<R, C>> {
         loop {
             let message = match self.order {
@@ -322,6 +323,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
     }
 
+    #[inline]
     fn next_message(&mut self) -> Option<Message<R>> {
         match self.aside.is_empty() {
             true => self.address.receiver().try_recv().ok(),
@@ -347,9 +349,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     fn is_in_line(&self, id: TaskId) -> bool {
-        id.submitter == self.address.number && self.flights.get(&id.sequence).is_some_and(|flight| !flight.is_apart())
+        id.submitter == self.address.number && self.flights.get(id.sequence).is_some_and(|flight| !flight.is_apart())
     }
 
+    #[inline]
     fn deliver(&mut self, message: Message<R>) -> Option<Delivery<R, C>> {
         let what = match message {
             Message::Finished(finished) if finished.is_last => self.deliver_outcome(finished),
@@ -362,6 +365,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         what.map(Delivery)
     }
 
+    #[inline]
     fn deliver_outcome(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
         self.ledger.delivered.add(1);
         if finished.id.submitter != self.address.number {
@@ -391,7 +395,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if finished.id.submitter != self.address.number {
             return Some(What::OnFinish(finished));
         }
-        match &mut self.flights.get_mut(&finished.id.sequence)?.finish {
+        match &mut self.flights.get_mut(finished.id.sequence)?.finish {
             Finish::OnFinish => Some(What::OnFinish(finished)),
             Finish::Each(each) => each.take().map(|each| What::Each(each, finished)),
             // It asked for the outcome only.
@@ -400,7 +404,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     fn put_back(&mut self, id: TaskId, closure: super::flight::Each<R, C>) {
-        if let Some(Flight { finish: Finish::Each(each), .. }) = self.flights.get_mut(&id.sequence) {
+        if let Some(Flight { finish: Finish::Each(each), .. }) = self.flights.get_mut(id.sequence) {
             *each = Some(closure);
         }
     }
@@ -425,8 +429,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
     /// Gives back what a burst has left allocated.
     pub(crate) fn release(&mut self) {
-        if self.flights.is_empty() {
-            self.flights = FxHashMap::default();
+        self.flights.release();
+        if self.aside.is_empty() {
             self.aside = VecDeque::new();
         }
     }
@@ -434,6 +438,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Runs what is to run for a delivery. `port` is where `user` has this port.
+    #[inline]
     pub(crate) fn run(
         delivery: Delivery<R, C>,
         user: &mut C,
@@ -491,7 +496,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Decides the outcome of a task in flight, wherever it is, unless that has been decided.
     pub(super) fn decide(&mut self, sequence: u64, outcome: Outcome<R>) -> bool {
         let id = TaskId { submitter: self.address.number, sequence };
-        let Some(flight) = self.flights.get(&sequence) else { return false };
+        let Some(flight) = self.flights.get(sequence) else { return false };
         let delayed = flight.special.as_ref().and_then(|special| special.delayed);
         if delayed.is_some_and(|key| self.room.timer.remove(key).is_some()) {
             self.put_decided(id, outcome, Run::default());
@@ -538,8 +543,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// The user ends: cancels what is in flight, if so configured.
     pub(crate) fn end(&mut self) {
         if self.config.cancel_at_end {
-            let sequences: Vec<u64> = self.flights.keys().copied().collect();
-            for sequence in sequences {
+            for sequence in self.flights.sequences() {
                 self.decide(sequence, Outcome::Cancelled);
             }
         }

@@ -141,6 +141,7 @@ impl<T, R> Queue<T, R> {
     }
 
     /// Never waits. Put a full fence after it, and wake a task worker.
+    #[inline]
     pub(super) fn push(&self, task: Task<T, R>, place: Place) {
         let lanes = match place.worker {
             None => &self.shared,
@@ -153,6 +154,7 @@ impl<T, R> Queue<T, R> {
     }
 
     /// The next task for this task worker.
+    #[inline]
     pub(super) fn take(&self, seat: &mut Seat) -> Option<Task<T, R>> {
         if !self.side_lanes.load(Ordering::Relaxed) {
             return self.shared.get(Priority::Normal)?.take();
@@ -169,6 +171,7 @@ impl<T, R> Queue<T, R> {
     }
 
     /// Tells those who wait for room that a task was taken, if there is some now.
+    #[inline]
     pub(super) fn taken(&self) {
         // Either we see who registered, or it sees the place that we made.
         fence(Ordering::SeqCst);
@@ -194,6 +197,7 @@ impl<T, R> Queue<T, R> {
     }
 
     /// How many tasks wait.
+    #[inline]
     pub(super) fn len(&self) -> usize {
         match self.side_lanes.load(Ordering::Relaxed) {
             false => self.shared.get(Priority::Normal).map_or(0, Lane::len),
@@ -231,8 +235,8 @@ impl<T, R> Queue<T, R> {
         waiting >= self.capacity || self.is_awaited() && !self.has_room()
     }
 
-    /// How many tasks a submitter that found so many waiting may submit before it looks again. If all of them do,
-    /// the queue has twice its capacity at most. Looking costs a cache miss while task workers are busy.
+    /// How many tasks a submitter that found so many waiting may submit before it looks again. Together they do not
+    /// exceed the capacity, if there are no more of them than expected. Looking costs a cache miss while task workers are busy.
     pub(super) fn credit(&self, waiting: usize) -> usize {
         (self.capacity.saturating_sub(waiting) / self.submitters.max(1)).min(MAX_CREDIT)
     }

@@ -189,6 +189,10 @@ impl<R> ReplyAddress<R> {
         before < self.limits.results
     }
 
+    pub(super) fn results(&self) -> usize {
+        self.results.load(Ordering::Relaxed)
+    }
+
     pub(super) fn forget_result(&self) {
         self.results.fetch_sub(1, Ordering::Relaxed);
     }
@@ -227,7 +231,7 @@ pub(super) struct Decided<R> {
     pub(super) kind: OutcomeKind,
     reply_to: Arc<ReplyAddress<R>>,
     /// The outcome of a one-way task.
-    unheard: Option<Message<R>>,
+    unheard: Option<Box<Message<R>>>,
 }
 
 /// Why a result was not taken.
@@ -239,6 +243,7 @@ pub(super) enum NotTaken {
 impl<R> Ticket<R> {
     /// Decides the outcome and sends it. Done under the lock where the ticket was found, so that who else looks for
     /// it finds either the ticket there or the outcome with the submitter.
+    #[inline]
     pub(super) fn decide(self, ended: Ended<R>, run: Run, ledger: &Ledger) -> Decided<R> {
         let kind = ended.kind();
         ledger.count(kind);
@@ -249,7 +254,7 @@ impl<R> Ticket<R> {
         let mut unheard = None;
         if self.one_way {
             ledger.one_way.add(1);
-            unheard = Some(message);
+            unheard = Some(Box::new(message));
         } else {
             self.reply_to.push(message);
         }

@@ -50,6 +50,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     }
 
     /// The one way in: accepts a task, to be queued now or when it is `due`. Never waits. An error hands it back.
+    #[inline]
     pub(super) fn accept(
         self: &Arc<Self>,
         task: Task<T, R>,
@@ -80,6 +81,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     }
 
     /// Queues a task that was accepted, and wakes a task worker for it.
+    #[inline]
     pub(super) fn queue_up(&self, task: Task<T, R>, place: Place, ledger: &Ledger) {
         self.queue.push(task, place);
         // Either we see here that it was closed meanwhile, or whoever closes it sees this task; and likewise with a

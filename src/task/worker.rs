@@ -168,7 +168,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let crew = &self.room.crew;
         let worker_index = self.index as u32;
         let look_closer =
-            crew.start(self.index, Started { ticket, worker_index, started, deadline, progress: None, told: false });
+            crew.start(self.index, Started { ticket, worker_index, started, deadline, said: None });
         let not_to_run = match deadline {
             Some(deadline) if deadline <= started => Some(Outcome::TimedOut),
             _ if look_closer && crew.is_expired() => Some(Outcome::Abandoned),
