@@ -9,8 +9,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Wake;
 use super::idle::Idle;
-use super::outcome::{Ended, Outcome, OutcomeKind, Progress, TaskId};
-use super::reply::{Decided, NotTaken, ReplyAddress, Run, Ticket};
+use super::outcome::{Ended, Outcome, OutcomeKind, Progress, Run, TaskId};
+use super::reply::{Decided, NotTaken, ReplyAddress, Ticket};
 use crate::logging::{LogLimit, foreign};
 use crate::observer::Observer;
 use crate::panic::catch;
@@ -179,8 +179,8 @@ impl<R> Crew<R> {
         let mut running = self.slots[index].0.lock();
         match std::mem::replace(&mut *running, Running::Nothing) {
             Running::Task(started) => {
-                let run = at.map(|at| started.run(at)).unwrap_or_default();
-                Ending::Decided(started.ticket.decide(ended, run, ledger))
+                let ran = at.map(|at| (started.worker_index, started.run(at)));
+                Ending::Decided(started.ticket.decide(ended, ran, ledger))
             }
             Running::Later(_) => Ending::Later,
             Running::Decided(_) | Running::Nothing => Ending::Late(ended),
@@ -230,7 +230,10 @@ impl<R> Crew<R> {
     pub(super) fn send(&self, index: usize, result: R, ledger: &Ledger) -> Result<(), (Option<NotTaken>, R)> {
         let reply_to = {
             let Running::Task(started) = &*self.slots[index].0.lock() else { return Err((None, result)) };
-            started.ticket.send(result, started.run(Instant::now())).map_err(|(why, result)| (Some(why), result))?;
+            started
+                .ticket
+                .send(result, started.worker_index, started.run(Instant::now()))
+                .map_err(|(why, result)| (Some(why), result))?;
             Arc::clone(&started.ticket.reply_to)
         };
         reply_to.rouse(ledger);
@@ -295,8 +298,8 @@ impl<R> Crew<R> {
         match later.tasks.remove(&id) {
             Some(started) => {
                 let ended = started.in_time(ended, now);
-                let run = started.run(now);
-                let decided = started.ticket.decide(ended, run, &later.ledger);
+                let ran = Some((started.worker_index, started.run(now)));
+                let decided = started.ticket.decide(ended, ran, &later.ledger);
                 drop(later);
                 self.announce(decided, &self.books.open());
             }
@@ -338,12 +341,8 @@ impl<R> Slot<R> {
 }
 
 impl<R> Started<R> {
-    pub(super) fn run(&self, now: Instant) -> Run {
-        Run {
-            worker_index: Some(self.worker_index),
-            nanos_queued: nanos(self.ticket.queued_at, self.started),
-            nanos_run: nanos(self.started, now),
-        }
+    pub(super) fn run(&self, ended: Instant) -> Run {
+        Run { queued_at: self.ticket.queued_at, started: self.started, ended }
     }
 
     /// What comes after the deadline is too late, even where nobody has looked yet.
@@ -353,12 +352,6 @@ impl<R> Started<R> {
             _ => ended,
         }
     }
-}
-
-/// The nanoseconds from one to the other.
-fn nanos(from: Instant, to: Instant) -> u64 {
-    // Enough for 584 years.
-    to.saturating_duration_since(from).as_nanos() as u64
 }
 
 /// Beginning and ending.

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::TaskFailure;
 
@@ -95,8 +95,23 @@ pub struct Finished<R> {
     pub(super) outcome: Outcome<R>,
     pub(super) is_last: bool,
     pub(super) worker_index: Option<u32>,
-    pub(super) nanos_queued: u64,
-    pub(super) nanos_run: u64,
+    pub(super) run: Run,
+}
+
+/// When a task was queued, started and ended: the durations are reckoned when they are asked for. All the same for a
+/// task that never ran.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) queued_at: Instant,
+    pub(super) started: Instant,
+    pub(super) ended: Instant,
+}
+
+impl Run {
+    /// Of a task that never ran.
+    pub(super) fn never(queued_at: Instant) -> Run {
+        Run { queued_at, started: queued_at, ended: queued_at }
+    }
 }
 
 impl<R> Finished<R> {
@@ -150,12 +165,12 @@ impl<R> Finished<R> {
     /// for a task that never ran. Tasks submitted while one batch of input is handled share one stamp, taken when the
     /// first is submitted.
     pub fn time_queued(&self) -> Duration {
-        Duration::from_nanos(self.nanos_queued)
+        self.run.started.saturating_duration_since(self.run.queued_at)
     }
 
     /// How long `on_task` ran until this; zero for a task that never ran.
     pub fn time_run(&self) -> Duration {
-        Duration::from_nanos(self.nanos_run)
+        self.run.ended.saturating_duration_since(self.run.started)
     }
 }
 

@@ -10,9 +10,9 @@ use super::flight::{Delivery, Finish, Flight, Special, What};
 use super::flights::Flights;
 use super::options::TaskOptions;
 use super::order::Order;
-use super::outcome::{Finished, Outcome, Progress, Returned, TaskId};
+use super::outcome::{Finished, Outcome, Progress, Returned, Run, TaskId};
 use super::queue::{Job, Place, Task};
-use super::reply::{Limits, Message, ReplyAddress, Run, Ticket, finished, orphan};
+use super::reply::{Limits, Message, ReplyAddress, Ticket, orphan};
 use super::room::{Room, new_number};
 use crate::error::TaskError;
 use crate::stats::{Ledger, OpenLedger};
@@ -499,7 +499,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let Some(flight) = self.flights.get(sequence) else { return false };
         let delayed = flight.special.as_ref().and_then(|special| special.delayed);
         if delayed.is_some_and(|key| self.room.timer.remove(key).is_some()) {
-            self.put_decided(id, outcome, Run::default());
+            self.put_decided(id, outcome, None);
             return true;
         }
         // Struck first and looked for second; whoever takes a task out of the queue shows that it has started first,
@@ -507,7 +507,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.address.strike(id);
         if let Some(started) = self.room.crew.claim(id) {
             self.address.unstrike(id);
-            self.put_decided(id, outcome, started.run(Instant::now()));
+            self.put_decided(id, outcome, Some((started.worker_index, started.run(Instant::now()))));
             return true;
         }
         self.aside.extend(self.address.receiver().try_iter());
@@ -517,14 +517,16 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             return false;
         }
         // It is queued, or on its way there. Who takes it out will throw it away.
-        self.put_decided(id, outcome, Run::default());
+        self.put_decided(id, outcome, None);
         true
     }
 
-    fn put_decided(&mut self, id: TaskId, outcome: Outcome<R>, run: Run) {
+    fn put_decided(&mut self, id: TaskId, outcome: Outcome<R>, ran: Option<(u32, Run)>) {
         let kind = outcome.kind();
         self.ledger.count(kind);
-        self.aside.push_back(Message::Finished(finished(id, outcome, run, true)));
+        let run = ran.map_or_else(|| Run::never(Instant::now()), |(_, run)| run);
+        let worker_index = ran.map(|(worker_index, _)| worker_index);
+        self.aside.push_back(Message::Finished(Finished { id, outcome, is_last: true, worker_index, run }));
         self.room.crew.ended(id, kind);
     }
 }

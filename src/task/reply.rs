@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use super::Wake;
-use super::outcome::{Ended, Finished, Outcome, OutcomeKind, Returned, TaskId};
+use super::outcome::{Ended, Finished, Outcome, OutcomeKind, Returned, Run, TaskId};
 use crate::panic::catch;
 use crate::stats::Ledger;
 
@@ -216,14 +216,6 @@ pub(super) struct Ticket<R> {
     pub(super) one_way: bool,
 }
 
-/// Where and how long a task ran.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Run {
-    pub(super) worker_index: Option<u32>,
-    pub(super) nanos_queued: u64,
-    pub(super) nanos_run: u64,
-}
-
 /// A decided outcome that is on its way. The submitter has yet to be roused, once no lock is held.
 #[must_use]
 pub(super) struct Decided<R> {
@@ -244,11 +236,11 @@ impl<R> Ticket<R> {
     /// Decides the outcome and sends it. Done under the lock where the ticket was found, so that who else looks for
     /// it finds either the ticket there or the outcome with the submitter.
     #[inline]
-    pub(super) fn decide(self, ended: Ended<R>, run: Run, ledger: &Ledger) -> Decided<R> {
+    pub(super) fn decide(self, ended: Ended<R>, ran: Option<(u32, Run)>, ledger: &Ledger) -> Decided<R> {
         let kind = ended.kind();
         ledger.count(kind);
         let message = match ended {
-            Ended::Task(outcome) => Message::Finished(finished(self.id, outcome, run, true)),
+            Ended::Task(outcome) => Message::Finished(self.finished(outcome, ran, true)),
             Ended::Closure(returned) => Message::Returned(self.id, returned),
         };
         let mut unheard = None;
@@ -261,6 +253,11 @@ impl<R> Ticket<R> {
         Decided { id: self.id, kind, reply_to: self.reply_to, unheard }
     }
 
+    fn finished(&self, outcome: Outcome<R>, ran: Option<(u32, Run)>, is_last: bool) -> Finished<R> {
+        let run = ran.map_or_else(|| Run::never(self.queued_at), |(_, run)| run);
+        Finished { id: self.id, outcome, is_last, worker_index: ran.map(|(worker_index, _)| worker_index), run }
+    }
+
     /// Decides the outcome of a task that is queued no more and has not started, unless its submitter has.
     pub(super) fn decide_unless_struck(self, ended: Ended<R>, ledger: &Ledger) -> Result<Decided<R>, Ended<R>> {
         let reply_to = Arc::clone(&self.reply_to);
@@ -270,18 +267,19 @@ impl<R> Ticket<R> {
             reply_to.any_decided.store(!decided.is_empty(), Ordering::Relaxed);
             return Err(ended);
         }
-        Ok(self.decide(ended, Run::default(), ledger))
+        Ok(self.decide(ended, None, ledger))
     }
 
     /// Sends a result that is not the last, under the same lock. Rouse the submitter after it.
-    pub(super) fn send(&self, result: R, run: Run) -> Result<(), (NotTaken, R)> {
+    pub(super) fn send(&self, result: R, worker_index: u32, run: Run) -> Result<(), (NotTaken, R)> {
         if self.one_way || self.reply_to.is_gone() {
             return Err((NotTaken::Unheard, result));
         }
         if !self.reply_to.expect_result() {
             return Err((NotTaken::TooMany, result));
         }
-        self.reply_to.push(Message::Finished(finished(self.id, Outcome::Done(result), run, false)));
+        let finished = self.finished(Outcome::Done(result), Some((worker_index, run)), false);
+        self.reply_to.push(Message::Finished(finished));
         Ok(())
     }
 
@@ -293,11 +291,6 @@ impl<R> Ticket<R> {
         }
         wanted
     }
-}
-
-pub(super) fn finished<R>(id: TaskId, outcome: Outcome<R>, run: Run, is_last: bool) -> Finished<R> {
-    let Run { worker_index, nanos_queued, nanos_run } = run;
-    Finished { id, outcome, is_last, worker_index, nanos_queued, nanos_run }
 }
 
 impl<R> Decided<R> {

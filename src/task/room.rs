@@ -120,8 +120,8 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         fence(Ordering::SeqCst);
         self.abandon_queued(ledger);
         for started in self.crew.claim_all() {
-            let run = started.run(Instant::now());
-            let decided = started.ticket.decide(Ended::Task(Outcome::Abandoned), run, ledger);
+            let ran = Some((started.worker_index, started.run(Instant::now())));
+            let decided = started.ticket.decide(Ended::Task(Outcome::Abandoned), ran, ledger);
             self.crew.announce(decided, ledger);
         }
         self.queue.wake_waiting();

@@ -109,14 +109,22 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     fn work(&self, context: &mut TaskContext<T, R, W, O>, ledger: &OpenLedger) -> Left {
         // One task's end is the next one's start, unless there was a wait between them.
         let mut clock: Option<Instant> = None;
+        let queue = &self.room.queue;
         let mut seat = Seat::new(self.index);
         let mut patience = Patience::new();
         let mut left_to_run = self.max_tasks.map_or(u64::MAX, |(tasks, grace)| tasks + fastrand::u64(0..=grace));
         loop {
-            let task = match self.next(&mut seat, &mut patience, &mut clock) {
-                Next::Run(task) => task,
-                Next::Leave(left) => return left,
+            let task = match queue.take(&mut seat) {
+                Some(task) => task,
+                None => {
+                    clock = None;
+                    match self.wait(&mut seat, &mut patience) {
+                        Next::Run(task) => task,
+                        Next::Leave(left) => return left,
+                    }
+                }
             };
+            queue.taken();
             let started = clock.unwrap_or_else(Instant::now);
             let Some(ready) = self.begin(context, task, started, ledger) else { continue };
             let (ended, panicked) = self.run_ready(context, ready, ledger);
@@ -132,23 +140,15 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     }
 
     /// Blocks until there is something to do.
-    fn next(&self, seat: &mut Seat, patience: &mut Patience, clock: &mut Option<Instant>) -> Next<T, R> {
+    fn wait(&self, seat: &mut Seat, patience: &mut Patience) -> Next<T, R> {
         let Room { queue, crew, .. } = &*self.room;
-        let next = match queue.take(seat) {
-            Some(task) => Next::Run(task),
-            None => {
-                *clock = None;
-                let look = || match queue.take(seat) {
-                    Some(task) => Some(Next::Run(task)),
-                    None if crew.is_over() => Some(Next::Leave(Left::ToldToEnd)),
-                    None if crew.is_to_renew(self.index) => Some(Next::Leave(Left::ToRenew)),
-                    None => None,
-                };
-                crew.idle.wait(self.index, patience, look, || queue.is_empty())
-            }
+        let look = || match queue.take(seat) {
+            Some(task) => Some(Next::Run(task)),
+            None if crew.is_over() => Some(Next::Leave(Left::ToldToEnd)),
+            None if crew.is_to_renew(self.index) => Some(Next::Leave(Left::ToRenew)),
+            None => None,
         };
-        queue.taken();
-        next
+        crew.idle.wait(self.index, patience, look, || queue.is_empty())
     }
 
     /// Shows that the task has started, unless it is not to.
@@ -167,8 +167,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
 
         let crew = &self.room.crew;
         let worker_index = self.index as u32;
-        let look_closer =
-            crew.start(self.index, Started { ticket, worker_index, started, deadline, said: None });
+        let look_closer = crew.start(self.index, Started { ticket, worker_index, started, deadline, said: None });
         let not_to_run = match deadline {
             Some(deadline) if deadline <= started => Some(Outcome::TimedOut),
             _ if look_closer && crew.is_expired() => Some(Outcome::Abandoned),
