@@ -24,6 +24,7 @@ pub(crate) struct TaskConfig {
     pub(crate) queue_capacity: usize,
     pub(crate) max_tasks_in_flight: usize,
     pub(crate) max_results: usize,
+    pub(crate) task_times: bool,
 }
 
 /// Of the front of house.
@@ -52,6 +53,7 @@ impl Default for TaskConfig {
             queue_capacity: 10_000,
             max_tasks_in_flight: 64,
             max_results: 64,
+            task_times: false,
         }
     }
 }
@@ -130,6 +132,7 @@ impl TaskConfig {
             submitters,
             stack_size: self.task_worker_stack_size,
             max_tasks: self.task_max_request.map(|tasks| (tasks, grace(tasks))),
+            times: self.task_times,
         }
     }
 }

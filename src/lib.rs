@@ -163,6 +163,7 @@ mod server;
 mod stats;
 mod sync;
 mod task;
+mod times;
 
 /// The README's program is compiled, so that it stays true.
 #[doc = include_str!("../README.md")]
@@ -186,3 +187,4 @@ pub use task::{
     Finished, Later, Outcome, OutcomeKind, Priority, Progress, Repetition, ReplyDropped, Retry, TaskContext, TaskId,
     TaskInfo, TaskOptions, With,
 };
+pub use times::{TaskTimes, Times};

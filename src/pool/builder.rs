@@ -30,8 +30,8 @@ pub struct TaskPoolBuilder<T: Send + 'static, R: Send + 'static, W = (), Stage =
     start: StartHook<W>,
     stop: Option<StopHook<W>>,
     on_task: Option<OnTask<T, R, W, ()>>,
-    on_finish: Option<Box<OnFinish<R, Submitter<T, R>>>>,
-    on_progress: Option<Box<OnProgress<Submitter<T, R>>>>,
+    on_finish: Option<OnFinish<R, Submitter<T, R>>>,
+    on_progress: Option<OnProgress<Submitter<T, R>>>,
     stage: PhantomData<Stage>,
 }
 
@@ -177,6 +177,13 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
     /// [`finish`](crate::TaskInfo::finish) refuses. Default 1,024.
     pub fn max_results(mut self, results: usize) -> Self {
         self.config.max_results = results;
+        self
+    }
+
+    /// Whether histograms are kept of how long tasks wait and run. As
+    /// [`ServerBuilder::task_times`](crate::ServerBuilder::task_times). Default false.
+    pub fn task_times(mut self, keep: bool) -> Self {
+        self.config.task_times = keep;
         self
     }
 

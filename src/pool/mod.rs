@@ -14,6 +14,7 @@ use crate::config::TaskConfig;
 use crate::panic::catch;
 use crate::stats::TaskStats;
 use crate::task::{OnFinish, OnProgress, Pool, PortConfig, Wake, WhenFull};
+use crate::times::TaskTimes;
 
 /// A fixed pool of task workers for any thread of a program to hand tasks to: the back room of a
 /// [`Server`](crate::Server) without the server.
@@ -62,8 +63,8 @@ pub struct TaskPool<T: Send + 'static, R: Send + 'static> {
 
 /// What runs on a submitter's thread for tasks that have no closure of their own.
 struct Callbacks<T: Send + 'static, R: Send + 'static> {
-    on_finish: Option<Box<OnFinish<R, Submitter<T, R>>>>,
-    on_progress: Option<Box<OnProgress<Submitter<T, R>>>>,
+    on_finish: Option<OnFinish<R, Submitter<T, R>>>,
+    on_progress: Option<OnProgress<Submitter<T, R>>>,
 }
 
 /// How a pool ended, from [`TaskPool::shutdown`].
@@ -116,6 +117,11 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
     /// What the pool has done and is doing.
     pub fn stats(&self) -> TaskStats {
         self.pool.stats()
+    }
+
+    /// How long tasks waited and ran, if [`task_times`](TaskPoolBuilder::task_times) is set.
+    pub fn task_times(&self) -> Option<TaskTimes> {
+        self.pool.times()
     }
 
     /// Has all task workers renew their state, one after the other, each as soon as it has ended the task it runs; no

@@ -39,7 +39,7 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     pub fn run_finished(&mut self) -> usize {
         self.port.time_out();
         let callbacks = Arc::clone(&self.callbacks);
-        let (on_finish, on_progress) = (callbacks.on_finish.as_deref(), callbacks.on_progress.as_deref());
+        let (on_finish, on_progress) = (callbacks.on_finish.as_ref(), callbacks.on_progress.as_ref());
         let mut run = 0;
         for _ in 0..self.port.most_messages() {
             let Some(delivery) = self.port.next() else { break };

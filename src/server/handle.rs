@@ -16,6 +16,7 @@ use crate::observer::Observer;
 use crate::panic::catch;
 use crate::stats::{Books, Stats, Whereabouts};
 use crate::task::{TaskInfo, Wake};
+use crate::times::TaskTimes;
 
 /// What all threads of one server share, whatever the types of its tasks.
 pub(super) struct Core {
@@ -160,6 +161,12 @@ impl ServerHandle {
                 None => totals.task_stats(&Whereabouts::default()),
             },
         }
+    }
+
+    /// How long tasks waited and ran, if [`task_times`](crate::ServerBuilder::task_times) is set. `None` too once the
+    /// server has ended.
+    pub fn task_times(&self) -> Option<TaskTimes> {
+        self.core.back_room()?.times()
     }
 
     /// Has all task workers renew their state, one after the other, each as soon as it has ended the task it runs; no

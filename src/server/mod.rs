@@ -36,6 +36,7 @@ use crate::net::{Listener, Sleeper, Waker};
 use crate::panic::catch;
 use crate::stats::TaskStats;
 use crate::task::{Pool, Wake};
+use crate::times::TaskTimes;
 
 /// After the deadline, how long the abandoned outcomes may take to be delivered.
 const GRACE: Duration = Duration::from_millis(250);
@@ -63,6 +64,7 @@ trait BackRoom: Send + Sync {
     fn abandon(&self);
     fn recycle(&self);
     fn stats(&self) -> TaskStats;
+    fn times(&self) -> Option<TaskTimes>;
 }
 
 impl<T: Send + 'static, R: Send + 'static> BackRoom for Pool<T, R> {
@@ -88,6 +90,10 @@ impl<T: Send + 'static, R: Send + 'static> BackRoom for Pool<T, R> {
 
     fn stats(&self) -> TaskStats {
         Pool::stats(self)
+    }
+
+    fn times(&self) -> Option<TaskTimes> {
+        Pool::times(self)
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) type OnClose<T, R, S> =
 pub(super) struct Callbacks<T, R, S> {
     pub(super) on_connect: Option<OnConnect<T, R, S>>,
     pub(super) on_receive: OnReceive<T, R, S>,
-    pub(super) on_finish: Option<Box<OnFinish<R, Connection<T, R, S>>>>,
-    pub(super) on_progress: Option<Box<OnProgress<Connection<T, R, S>>>>,
+    pub(super) on_finish: Option<OnFinish<R, Connection<T, R, S>>>,
+    pub(super) on_progress: Option<OnProgress<Connection<T, R, S>>>,
     pub(super) on_close: Option<OnClose<T, R, S>>,
 }

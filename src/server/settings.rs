@@ -83,6 +83,14 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
+    /// Whether histograms are kept of how long tasks wait and run, for
+    /// [`task_times`](crate::ServerHandle::task_times). They take some 50 KiB and 50 ns per task worker and task.
+    /// Default false.
+    pub fn task_times(mut self, keep: bool) -> Self {
+        self.config.tasks.task_times = keep;
+        self
+    }
+
     /// How many connections may be open at once; beyond it clients wait in the backlog of the kernel. At
     /// least 1; default: what the process's own limits allow, min((file limit − 64) / 2, memory maps / 8,
     /// 10,000), which `bind` logs. Swoole's `max_connection`, which refuses instead.

@@ -173,7 +173,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             }
             let Some(delivery) = self.conn.link.port.next() else { break };
             let Callbacks { on_finish, on_progress, .. } = &self.service.callbacks;
-            let (on_finish, on_progress) = (on_finish.as_deref(), on_progress.as_deref());
+            let (on_finish, on_progress) = (on_finish.as_ref(), on_progress.as_ref());
             let returned = Port::run(delivery, &mut self.conn, |conn| &mut conn.link.port, on_finish, on_progress);
             if let Err(error) = returned {
                 self.conn.link.port.ledger().finish_errors.add(1);

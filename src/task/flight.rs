@@ -16,7 +16,7 @@ pub(super) struct Flight<R, C> {
 /// What runs when something comes for a task.
 pub(super) enum Finish<R, C> {
     /// What runs for all tasks that have nothing of their own.
-    OnFinish,
+    ForAll,
     Then(Then<Finished<R>, C>),
     /// For every result. Taken out while it runs.
     Each(Option<Each<R, C>>),
@@ -49,7 +49,7 @@ impl<R, C> Flight<R, C> {
 pub(crate) struct Delivery<R, C>(pub(super) What<R, C>);
 
 pub(super) enum What<R, C> {
-    OnFinish(Finished<R>),
+    ForAll(Finished<R>),
     Then(Then<Finished<R>, C>, Finished<R>),
     Each(Each<R, C>, Finished<R>),
     Closure(Then<Result<Returned, TaskFailure>, C>, Result<Returned, TaskFailure>),

@@ -57,8 +57,10 @@ pub struct Retry {
     pub(super) attempts: u32,
     pub(super) first: Duration,
     pub(super) longest: Duration,
-    pub(super) when: Option<Arc<dyn Fn(&anyhow::Error) -> bool + Send + Sync>>,
+    pub(super) when: Option<When>,
 }
+
+type When = Arc<dyn Fn(&anyhow::Error) -> bool + Send + Sync>;
 
 /// A retry, and how to keep the payload for it.
 pub(super) struct RetryOf<T> {

@@ -16,6 +16,7 @@ use super::worker::TaskWorker;
 use crate::observer::Observer;
 use crate::panic::catch;
 use crate::stats::{Books, TaskStats, Whereabouts};
+use crate::times::{Clocks, TaskTimes};
 
 /// How long dropping a pool waits for idle threads to end; what can take time is dropping their states.
 const DROP_PATIENCE: Duration = Duration::from_secs(1);
@@ -28,6 +29,8 @@ pub(crate) struct PoolConfig {
     pub(crate) stack_size: usize,
     /// How many tasks a task worker runs before it renews its state, and so many more at random.
     pub(crate) max_tasks: Option<(u64, u64)>,
+    /// Keeps histograms of times.
+    pub(crate) times: bool,
 }
 
 /// What is users' of the task workers. `O` is where the pool belongs.
@@ -52,6 +55,7 @@ pub(crate) enum StartError {
 pub(crate) struct Pool<T: Send + 'static, R: Send + 'static> {
     room: Arc<Room<T, R>>,
     threads: ThreadPool,
+    clocks: Option<Arc<Clocks>>,
 }
 
 impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
@@ -74,7 +78,8 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
         let threads = start_threads(config)?;
         let queue = Queue::new(config.queue_capacity, config.submitters, count);
         let room = Arc::new(Room::new(queue, Crew::new(count, books, owner, observer)));
-        let pool = Pool { room, threads };
+        let clocks = config.times.then(|| Clocks::new(count)).flatten().map(Arc::new);
+        let pool = Pool { room, threads, clocks };
 
         let hooks = Arc::new(hooks);
         let (starting, started) = crossbeam_channel::bounded(count);
@@ -85,6 +90,7 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
                 hooks: Arc::clone(&hooks),
                 origin: origin.clone(),
                 max_tasks: config.max_tasks,
+                clocks: pool.clocks.clone(),
             };
             let starting = starting.clone();
             pool.threads.execute(move || worker.run(&starting));
@@ -149,6 +155,11 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
             task_workers: crew.loops() as u64,
         };
         crew.books.read().task_stats(&at)
+    }
+
+    /// How long tasks waited and ran, if that is kept.
+    pub(crate) fn times(&self) -> Option<TaskTimes> {
+        self.clocks.as_ref()?.read()
     }
 
     /// Has all task workers renew their state, one after the other.

@@ -370,10 +370,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.ledger.delivered.add(1);
         if finished.id.submitter != self.address.number {
             self.address.forget_foreign();
-            return Some(What::OnFinish(finished));
+            return Some(What::ForAll(finished));
         }
         match self.land(finished.id.sequence)? {
-            Finish::OnFinish => Some(What::OnFinish(finished)),
+            Finish::ForAll => Some(What::ForAll(finished)),
             Finish::Then(then) => Some(What::Then(then, finished)),
             Finish::Each(each) => Some(What::Each(each?, finished)),
             // It has not returned.
@@ -393,10 +393,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     fn deliver_result(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
         self.address.forget_result();
         if finished.id.submitter != self.address.number {
-            return Some(What::OnFinish(finished));
+            return Some(What::ForAll(finished));
         }
         match &mut self.flights.get_mut(finished.id.sequence)?.finish {
-            Finish::OnFinish => Some(What::OnFinish(finished)),
+            Finish::ForAll => Some(What::ForAll(finished)),
             Finish::Each(each) => each.take().map(|each| What::Each(each, finished)),
             // It asked for the outcome only.
             Finish::Then(_) | Finish::Closure(_) | Finish::Waited => None,
@@ -447,7 +447,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         on_progress: Option<&OnProgress<C>>,
     ) -> anyhow::Result<()> {
         match delivery.0 {
-            What::OnFinish(finished) => on_finish.map_or(Ok(()), |on_finish| on_finish(user, finished)),
+            What::ForAll(finished) => on_finish.map_or(Ok(()), |on_finish| on_finish(user, finished)),
             What::Then(then, finished) => then(user, finished),
             What::Closure(then, returned) => then(user, returned),
             What::Each(mut each, finished) => {
@@ -463,8 +463,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 }
 
-pub(crate) type OnFinish<R, C> = dyn Fn(&mut C, Finished<R>) -> anyhow::Result<()> + Send + Sync;
-pub(crate) type OnProgress<C> = dyn Fn(&mut C, TaskId, Progress) -> anyhow::Result<()> + Send + Sync;
+pub(crate) type OnFinish<R, C> = Box<dyn Fn(&mut C, Finished<R>) -> anyhow::Result<()> + Send + Sync>;
+pub(crate) type OnProgress<C> = Box<dyn Fn(&mut C, TaskId, Progress) -> anyhow::Result<()> + Send + Sync>;
 
 /// Outcomes that are decided early.
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {

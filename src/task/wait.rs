@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::RecvTimeoutError;
-
 use super::flight::Finish;
 use super::options::TaskOptions;
 use super::outcome::Outcome;
@@ -77,10 +75,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     pub(super) fn receive(&self, deadline: Option<Instant>) -> Option<Message<R>> {
         let receiver = self.address.receiver();
         match deadline {
-            Some(deadline) => match receiver.recv_deadline(deadline) {
-                Ok(message) => Some(message),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-            },
+            Some(deadline) => receiver.recv_deadline(deadline).ok(),
             None => receiver.recv().ok(),
         }
     }

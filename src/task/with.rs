@@ -38,7 +38,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
     /// Hands a task to the task workers and returns its id at once; its outcome comes to `on_finish`. See
     /// [`Connection::task`](crate::Connection::task).
     pub fn task(self, data: T) -> Result<TaskId, TaskError> {
-        self.submit(Job::OnTask(data), Some(Finish::OnFinish)).map_err(|(reason, _)| reason)
+        self.submit(Job::OnTask(data), Some(Finish::ForAll)).map_err(|(reason, _)| reason)
     }
 
     /// A task with a finish closure of its own for its outcome. See
@@ -68,7 +68,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
     /// [`Connection::try_task`](crate::Connection::try_task).
     pub fn try_task(self, data: T) -> Result<TaskId, TryTaskError<T>> {
         let With { port, options, .. } = self;
-        port.submit(Job::OnTask(data), Some(Finish::OnFinish), options.as_ref(), WhenFull::RefuseAtCap)
+        port.submit(Job::OnTask(data), Some(Finish::ForAll), options.as_ref(), WhenFull::RefuseAtCap)
             .map_err(|(reason, job)| TryTaskError::new(reason, job.into_payload()))
     }
 
@@ -139,7 +139,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
         let mut job = Job::OnTask(data);
         let deadline = far(Instant::now(), timeout);
         loop {
-            let finish = Some(Finish::OnFinish);
+            let finish = Some(Finish::ForAll);
             match port.submit(job, finish, options.as_ref(), WhenFull::RefuseAtCap) {
                 Ok(id) => return Ok(id),
                 Err((TaskError::QueueFull, refused)) if port.has_room_by(deadline) => job = refused,

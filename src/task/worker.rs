@@ -19,6 +19,7 @@ use crate::logging::foreign;
 use crate::panic::catch;
 use crate::patience::Patience;
 use crate::stats::OpenLedger;
+use crate::times::Clocks;
 
 /// A worker state that cannot be made again is tried again after this, then twice this, …
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -31,6 +32,7 @@ pub(super) struct TaskWorker<T, R, W, O> {
     pub(super) origin: O,
     /// How many tasks it runs before it renews its state, and so many more at random.
     pub(super) max_tasks: Option<(u64, u64)>,
+    pub(super) clocks: Option<Arc<Clocks>>,
 }
 
 /// Why a task worker left its loop.
@@ -126,8 +128,12 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             };
             queue.taken();
             let started = clock.unwrap_or_else(Instant::now);
+            let queued_at = task.ticket.queued_at;
             let Some(ready) = self.begin(context, task, started, ledger) else { continue };
             let (ended, panicked) = self.run_ready(context, ready, ledger);
+            if let Some(clocks) = &self.clocks {
+                clocks.record(self.index, started.saturating_duration_since(queued_at), ended - started);
+            }
             if panicked {
                 return Left::TaskPanicked;
             }
