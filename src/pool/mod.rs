@@ -61,6 +61,9 @@ pub struct TaskPool<T: Send + 'static, R: Send + 'static> {
     is_shut_down: bool,
 }
 
+/// After the deadline, how long task workers that are idle may take to end.
+const GRACE: Duration = Duration::from_millis(250);
+
 /// What runs on a submitter's thread for tasks that have no closure of their own.
 struct Callbacks<T: Send + 'static, R: Send + 'static> {
     on_finish: Option<OnFinish<R, Submitter<T, R>>>,
@@ -131,7 +134,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
     }
 
     /// Takes no more tasks, cancels what is delayed, finishes the rest, and ends the task workers. Blocks until then,
-    /// or until `deadline` from now: what is unfinished then is abandoned.
+    /// or until some 250 ms after `deadline` from now, at which what is unfinished is abandoned.
     ///
     /// In a task of this same pool it would wait for itself until the deadline: do not call it there.
     pub fn shutdown(mut self, deadline: Duration) -> PoolReport {
@@ -145,6 +148,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
         self.pool.ended_by(Instant::now().checked_add(time));
         // In time, this gives up what no one can have submitted any more: nothing.
         self.pool.abandon();
+        self.pool.ended_by(Instant::now().checked_add(GRACE));
         PoolReport { tasks: self.pool.stats(), task_workers_running: self.pool.loops() }
     }
 }

@@ -11,6 +11,8 @@ pub(super) struct Flight<R, C> {
     pub(super) finish: Finish<R, C>,
     /// What only some tasks have.
     pub(super) special: Option<Box<Special>>,
+    /// Its outcome is here, and has yet to be delivered.
+    pub(super) ended: bool,
 }
 
 /// What runs when something comes for a task.

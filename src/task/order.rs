@@ -51,10 +51,6 @@ impl<M> Order<M> {
     pub(super) fn into_held(self) -> impl Iterator<Item = M> {
         self.held.into_values().flatten()
     }
-
-    pub(super) fn held(&self) -> impl Iterator<Item = &M> {
-        self.held.values().flatten()
-    }
 }
 
 #[cfg(test)]

@@ -162,7 +162,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         };
         self.sequence = id.sequence;
         if let Some(finish) = heard {
-            self.take_off(id.sequence, Flight { finish, special });
+            self.take_off(id.sequence, Flight { finish, special, ended: false });
         }
         let full = waiting + 1 >= self.room.queue.capacity() || self.room.queue.is_awaited();
         if full && when_full == WhenFull::Defer && self.held_back.is_none() {
@@ -306,7 +306,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     pub(crate) fn wait_for_message(&mut self, timeout: Duration) {
         let end = far(Instant::now(), timeout);
         let until = self.next_deadline().map_or(end, |deadline| deadline.min(end));
-        self.aside.extend(self.receive(Some(until)));
+        if let Some(message) = self.receive(Some(until)) {
+            self.put_aside(message);
+        }
     }
 
     /// The next thing that is here, with what is to run for it.
@@ -337,6 +339,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
                 return Some(message);
             }
             let message = self.next_message()?;
+            self.note(&message);
             let in_line = message.task().filter(|id| self.is_in_line(*id));
             match (&mut self.order, in_line) {
                 (Some(order), Some(id)) => match order.admit(id.sequence, message) {
@@ -497,6 +500,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     pub(super) fn decide(&mut self, sequence: u64, outcome: Outcome<R>) -> bool {
         let id = TaskId { submitter: self.address.number, sequence };
         let Some(flight) = self.flights.get(sequence) else { return false };
+        if flight.ended {
+            return false;
+        }
         let delayed = flight.special.as_ref().and_then(|special| special.delayed);
         if delayed.is_some_and(|key| self.room.timer.remove(key).is_some()) {
             self.put_decided(id, outcome, None);
@@ -510,9 +516,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             self.put_decided(id, outcome, Some((started.worker_index, started.run(Instant::now()))));
             return true;
         }
-        self.aside.extend(self.address.receiver().try_iter());
-        let held = self.order.iter().flat_map(Order::held);
-        if self.aside.iter().chain(held).any(|message| message.is_end_of(id)) {
+        self.put_all_aside();
+        if self.flights.get(sequence).is_none_or(|flight| flight.ended) {
             self.address.unstrike(id);
             return false;
         }
@@ -521,12 +526,34 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         true
     }
 
+    fn put_all_aside(&mut self) {
+        while let Ok(message) = self.address.receiver().try_recv() {
+            self.put_aside(message);
+        }
+    }
+
+    pub(super) fn put_aside(&mut self, message: Message<R>) {
+        self.note(&message);
+        self.aside.push_back(message);
+    }
+
+    /// Remembers whose outcome this is, if it is one.
+    fn note(&mut self, message: &Message<R>) {
+        if let Some(id) = message.ends().filter(|id| id.submitter == self.address.number) {
+            if let Some(flight) = self.flights.get_mut(id.sequence) {
+                flight.ended = true;
+            }
+        }
+    }
+
     fn put_decided(&mut self, id: TaskId, outcome: Outcome<R>, ran: Option<(u32, Run)>) {
         let kind = outcome.kind();
         self.ledger.count(kind);
         let run = ran.map_or_else(|| Run::never(Instant::now()), |(_, run)| run);
         let worker_index = ran.map(|(worker_index, _)| worker_index);
-        self.aside.push_back(Message::Finished(Finished { id, outcome, is_last: true, worker_index, run }));
+        // After what has come before it.
+        self.put_all_aside();
+        self.put_aside(Message::Finished(Finished { id, outcome, is_last: true, worker_index, run }));
         self.room.crew.ended(id, kind);
     }
 }

@@ -24,11 +24,6 @@ pub(super) enum Message<R> {
 }
 
 impl<R> Message<R> {
-    /// Whether this is how the task ended.
-    pub(super) fn is_end_of(&self, id: TaskId) -> bool {
-        self.ends() == Some(id)
-    }
-
     /// The task whose result this is.
     pub(super) fn task(&self) -> Option<TaskId> {
         match self {

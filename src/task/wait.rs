@@ -83,7 +83,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Keeps what is waited for, and puts anything else aside.
     fn sort(&mut self, message: Message<R>, waited: &mut Waited<R>) {
         match waited.place_of(&message, self.number()) {
-            None => self.aside.push_back(message),
+            None => self.put_aside(message),
             Some(place) => self.keep(message, place, waited),
         }
     }

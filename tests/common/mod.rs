@@ -60,7 +60,7 @@ impl Running {
 pub fn assert_balanced(tasks: &TaskStats) {
     assert_eq!(tasks.pending, 0, "{tasks:?}");
     assert_eq!(tasks.accepted, tasks.outcomes(), "{tasks:?}");
-    assert_eq!(tasks.outcomes(), tasks.delivered + tasks.orphaned, "{tasks:?}");
+    assert_eq!(tasks.outcomes(), tasks.delivered + tasks.orphaned + tasks.one_way, "{tasks:?}");
 }
 
 /// A client that speaks lines.
