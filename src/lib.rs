@@ -151,6 +151,7 @@
 #[cfg(not(unix))]
 compile_error!("backroom runs on Unix; Linux is what it is tested on");
 
+mod asleep;
 mod config;
 mod error;
 mod logging;

@@ -1,5 +1,7 @@
 //! The back room without a socket: what a task can be told, and what becomes of it.
 
+#![allow(clippy::unit_arg, reason = "one-line callbacks")]
+
 mod common;
 
 use std::cell::{Cell, RefCell};

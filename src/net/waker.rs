@@ -1,22 +1,22 @@
 //! Wakes a thread that sleeps in `poll`, at the cost of a system call only when it does sleep.
 //!
-//! The thread that sleeps owns the [`Sleeper`]; everyone else has the [`Waker`]. No wake-up is lost, because
-//! both sides put a full fence between their two steps: the sleeper marks itself asleep and then looks at
-//! everything that could have come; the other side pushes and then looks at the mark.
+//! The thread that sleeps owns the [`Sleeper`]; everyone else has the [`Waker`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use crate::asleep::Asleep;
+
 /// The side of those who wake.
 pub(crate) struct Waker {
-    asleep: AtomicBool,
+    asleep: Asleep,
     /// Empty once the sleeper is gone, so that a task that outlives its connection holds no file descriptor.
     wake_fd: Mutex<Option<Arc<WakeFd>>>,
 }
@@ -30,7 +30,7 @@ impl Waker {
 
     /// The same for a caller that has put a full fence between its push and this.
     pub(crate) fn wake_fenced(&self) {
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+        if self.asleep.take() {
             self.interrupt();
         }
     }
@@ -61,7 +61,7 @@ pub(crate) struct Ready {
 impl Sleeper {
     pub(crate) fn new() -> io::Result<Sleeper> {
         let wake_fd = Arc::new(WakeFd::new()?);
-        let waker = Waker { asleep: AtomicBool::new(false), wake_fd: Mutex::new(Some(Arc::clone(&wake_fd))) };
+        let waker = Waker { asleep: Asleep::new(), wake_fd: Mutex::new(Some(Arc::clone(&wake_fd))) };
         Ok(Sleeper { waker: Arc::new(waker), wake_fd })
     }
 
@@ -71,13 +71,12 @@ impl Sleeper {
 
     /// From here on a [`Waker::wake`] ends the next sleep. Look once more at everything before sleeping.
     pub(crate) fn mark_asleep(&self) {
-        self.waker.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.waker.asleep.mark();
     }
 
     /// Takes the mark back, for the one who found something while looking.
     pub(crate) fn mark_awake(&self) {
-        self.waker.asleep.store(false, Ordering::Relaxed);
+        self.waker.asleep.unmark();
     }
 
     /// Blocks until `source` is ready for what is asked of it, a wake-up, or the timeout. The sleeper is

@@ -141,16 +141,14 @@ impl<R> Crew<R> {
         self.ended(id, kind);
     }
 
-    /// One task less is pending.
+    /// One task less is pending. The caller has put a full fence between counting its outcome and this: either it sees
+    /// that the crew is to end, or whoever says so sees the outcome counted; and of those who end their tasks at the
+    /// same time, the last sees what all have counted.
     #[inline]
     pub(super) fn ended(&self, id: TaskId, kind: OutcomeKind) {
         self.observe(|observer| observer.task_ended(id, kind));
-        if self.ending.load(Ordering::Relaxed) {
-            // Of those who decide at the same time, the last sees what all have counted.
-            fence(Ordering::SeqCst);
-            if self.is_over() {
-                self.notify();
-            }
+        if self.ending.load(Ordering::Relaxed) && self.is_over() {
+            self.notify();
         }
     }
 }

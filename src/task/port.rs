@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::Wake;
@@ -554,6 +555,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         // After what has come before it.
         self.put_all_aside();
         self.put_aside(Message::Finished(Finished { id, outcome, is_last: true, worker_index, run }));
+        fence(Ordering::SeqCst);
         self.room.crew.ended(id, kind);
     }
 }

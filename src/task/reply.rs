@@ -118,7 +118,7 @@ impl<R> ReplyAddress<R> {
         let _ = self.sender.send(message);
     }
 
-    /// Has the submitter look at what was pushed. No lock is held, since what this drops may be users' code.
+    /// Has the submitter look at what was pushed, after a full fence. No lock is held, since what this drops may be users' code.
     pub(super) fn rouse(&self, ledger: &Ledger) {
         // Either we see that the submitter is gone, or it sees what was pushed when it closes; and likewise
         // with its mark of being asleep.
@@ -289,10 +289,13 @@ impl<R> Ticket<R> {
 }
 
 impl<R> Decided<R> {
-    /// Rouses the submitter. No lock is held, since what it drops may be users' code.
+    /// Rouses the submitter, after a full fence. No lock is held, since what it drops may be users' code.
     pub(super) fn rouse(self, ledger: &Ledger) {
         match self.unheard {
-            Some(message) => drop(catch(|| drop(message))),
+            Some(message) => {
+                fence(Ordering::SeqCst);
+                let _ = catch(|| drop(message));
+            }
             None => self.reply_to.rouse(ledger),
         }
     }

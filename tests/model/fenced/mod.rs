@@ -1,0 +1,15 @@
+//! The library's sources, as they are.
+
+pub use crate::primitives::Patience;
+
+pub mod sync {
+    pub use crate::primitives::*;
+    pub use loom::sync::atomic::fence;
+}
+
+#[path = "../../../src/asleep.rs"]
+mod asleep;
+#[path = "../../../src/task/idle.rs"]
+mod idle;
+#[path = "../scenarios.rs"]
+pub mod scenarios;

@@ -1,0 +1,16 @@
+//! The library's sources without their fences.
+
+pub use crate::primitives::Patience;
+
+pub mod sync {
+    pub use crate::primitives::*;
+
+    pub fn fence(_: Ordering) {}
+}
+
+#[path = "../../../src/asleep.rs"]
+mod asleep;
+#[path = "../../../src/task/idle.rs"]
+mod idle;
+#[path = "../scenarios.rs"]
+pub mod scenarios;
