@@ -30,7 +30,10 @@ use crate::task::{OutcomeKind, TaskId};
 /// let failures = Arc::new(Failures::default());
 /// let server = backroom::Server::builder::<(), ()>()
 ///     .observer(Arc::clone(&failures))
-///     .on_receive(|conn, _data| Ok(drop(conn.task(())?)))
+///     .on_receive(|conn, _data| {
+///         conn.task(())?;
+///         Ok(())
+///     })
 ///     .on_task(|_cx, ()| anyhow::bail!("no luck"))
 ///     .bind("127.0.0.1:0")?;
 /// # drop(server);

@@ -110,7 +110,10 @@ impl<T, R, O> TaskInfo<T, R, O> {
     /// ```
     /// # fn main() -> Result<(), backroom::BindError> {
     /// let server = backroom::Server::builder()
-    ///     .on_receive(|conn, data| Ok(drop(conn.task(data.to_vec())?)))
+    ///     .on_receive(|conn, data| {
+    ///         conn.task(data.to_vec())?;
+    ///         Ok(())
+    ///     })
     ///     .on_task(|cx, data| {
     ///         for chunk in data.chunks(1024) {
     ///             cx.finish(format!("{} bytes, ", chunk.len()))?;
@@ -152,7 +155,10 @@ impl<T, R, O> TaskInfo<T, R, O> {
     ///
     /// # fn main() -> Result<(), backroom::BindError> {
     /// let server = backroom::Server::builder()
-    ///     .on_receive(|conn, data| Ok(drop(conn.task(data.to_vec())?)))
+    ///     .on_receive(|conn, data| {
+    ///         conn.task(data.to_vec())?;
+    ///         Ok(())
+    ///     })
     ///     .on_task(|cx, data: Vec<u8>| {
     ///         // Some other thread, or a library with callbacks, that ends when it ends.
     ///         cx.finish_later(|reply| drop(thread::spawn(move || reply.finish(data.len()))))
