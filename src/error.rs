@@ -177,7 +177,7 @@ pub enum TaskError {
     /// As many tasks wait as `queue_capacity` allows, or half as many while others wait for room; or, where a full queue
     /// defers, four times as many and one for each of `max_connections`.
     QueueFull,
-    /// This connection has as many tasks in flight as it may have: `max_tasks_in_flight` for `try_task`, four times as
+    /// This connection, or submitter, has as many tasks in flight as it may have: `max_tasks_in_flight` for `try_task`, four times as
     /// many for the others.
     TooManyInFlight,
     /// The server, or the pool, is shutting down.

@@ -171,6 +171,11 @@ mod times;
 #[cfg(doctest)]
 struct Readme;
 
+/// Likewise the programs for those who come from Swoole.
+#[doc = include_str!("../docs/FROM_SWOOLE.md")]
+#[cfg(doctest)]
+struct FromSwoole;
+
 pub use config::WhenQueueFull;
 pub use error::{
     BindError, BuildError, FinishError, JoinError, NotFinished, RunError, SendError, TaskError, TaskFailure,

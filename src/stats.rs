@@ -284,7 +284,7 @@ pub struct TaskStats {
     pub retried: u64,
     /// Outcomes that reached who submitted the task.
     pub delivered: u64,
-    /// Outcomes that came too late for a connection that had closed.
+    /// Outcomes that came too late for a connection that had closed, or a submitter that was gone.
     pub orphaned: u64,
     /// Outcomes of one-way tasks, of which nobody was to hear.
     pub one_way: u64,

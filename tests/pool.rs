@@ -76,7 +76,9 @@ fn finish_closures_run_on_the_submitters_thread_when_it_asks_for_them() {
     assert_eq!((sum.get(), submitter.tasks_in_flight()), (0, 10));
     assert_eq!(submitter.run_finished(), 10);
     assert_eq!((sum.get(), submitter.tasks_in_flight()), (55, 0));
-    assert_eq!(submitter.run_finished_for(PATIENCE), 0, "with nothing in flight there is nothing to wait for");
+    let start = Instant::now();
+    assert_eq!(submitter.run_finished_for(Duration::from_millis(5)), 0);
+    assert!(start.elapsed() >= Duration::from_millis(5), "it waits as well where nothing is in flight");
     assert_balanced(&pool.shutdown(PATIENCE).tasks);
 }
 
@@ -425,14 +427,9 @@ fn a_repetition_fires_again_and_again_until_it_is_stopped() {
         })
         .unwrap();
     for expected in 1..=5 {
-        let (id, number) = loop {
-            submitter.run_finished_for(PATIENCE);
-            match finished.all_so_far().first() {
-                Some(&first) => break first,
-                None => thread::yield_now(),
-            }
-        };
-        assert!(number >= expected, "{number}");
+        assert_eq!(submitter.run_finished_for(PATIENCE), 1);
+        let (id, number) = finished.next();
+        assert_eq!(number, expected);
         assert_eq!((id.submitter(), id.sequence()), (repetition.number(), u64::from(number)));
     }
     repetition.stop();

@@ -413,7 +413,7 @@ fn task_workers_are_recycled_by_the_handle_and_their_times_are_kept() {
         .task_worker_num(2)
         .task_times(true)
         .framing(Framing::lines())
-        .task_worker(|index| Ok(index))
+        .task_worker(Ok)
         .task_worker_stop(move |_, _| {
             stopping.fetch_add(1, Ordering::Relaxed);
         })

@@ -52,11 +52,11 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
         run
     }
 
-    /// Waits until something comes, but no longer than `timeout`, and then does what
-    /// [`run_finished`](Self::run_finished) does. Returns 0 at once where nothing is in flight.
+    /// Waits until something comes, but no longer than `timeout`, and does what [`run_finished`](Self::run_finished)
+    /// does. With nothing in flight it waits as well, for a [repetition](Self::task_every), say.
     pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
         match self.run_finished() {
-            0 if self.tasks_in_flight() > 0 => {
+            0 => {
                 self.port.wait_for_message(timeout);
                 self.run_finished()
             }

@@ -209,7 +209,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// Runs for each task, on one of `task_worker_num` threads; required. What it returns, or that it panicked,
-    /// becomes the task's [`Outcome`](crate::Outcome). Swoole's `Task`, whose `return` and `finish` are one here.
+    /// becomes the task's [`Outcome`](crate::Outcome). Swoole's `Task`.
     pub fn on_task<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
     where
         F: Fn(&mut TaskContext<T, R, W, ServerHandle>, T) -> anyhow::Result<R> + Send + Sync + 'static,

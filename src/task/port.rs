@@ -194,7 +194,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     #[inline]
     fn take_off(&mut self, sequence: u64, mut flight: Flight<R, C>) {
         if matches!(flight.finish, Finish::Waited) {
-            flight.special.get_or_insert_default().apart = true;
+            let special = flight.special.get_or_insert_default();
+            special.apart = true;
+            // Who waits looks at the clock itself.
+            special.deadline = None;
         }
         if let Some(deadline) = flight.special.as_ref().and_then(|special| special.deadline) {
             self.deadlines.insert((deadline, sequence));

@@ -36,13 +36,15 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     pub(super) fn wait(
         &mut self,
         payloads: Vec<T>,
-        options: Option<&TaskOptions<T>>,
+        options: Option<TaskOptions<T>>,
         timeout: Duration,
     ) -> Vec<Result<R, WaitError>> {
         self.forget_time();
-        let time = options.and_then(|options| options.deadline).map_or(timeout, |deadline| deadline.min(timeout));
+        let mut options = options.unwrap_or_default();
+        let time = options.deadline.map_or(timeout, |deadline| deadline.min(timeout));
+        options.deadline = Some(time);
         let deadline = Instant::now().checked_add(time);
-        let mut waited = self.submit_waited(payloads, options);
+        let mut waited = self.submit_waited(payloads, &options);
         while waited.open > 0 {
             match self.receive(deadline) {
                 Some(message) => self.sort(message, &mut waited),
@@ -55,11 +57,11 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         waited.results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
     }
 
-    fn submit_waited(&mut self, payloads: Vec<T>, options: Option<&TaskOptions<T>>) -> Waited<R> {
+    fn submit_waited(&mut self, payloads: Vec<T>, options: &TaskOptions<T>) -> Waited<R> {
         let mut waited = Waited { places: Vec::new(), results: Vec::with_capacity(payloads.len()), open: 0 };
         for payload in payloads {
             let place = waited.results.len();
-            match self.submit(Job::OnTask(payload), Some(Finish::Waited), options, self.when_full()) {
+            match self.submit(Job::OnTask(payload), Some(Finish::Waited), Some(options), self.when_full()) {
                 Ok(id) => {
                     waited.places.push((id.sequence, place));
                     waited.results.push(None);

@@ -109,7 +109,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
         if let Some(before_wait) = self.before_wait {
             before_wait.before_wait();
         }
-        self.port.wait(data, self.options.as_ref(), timeout)
+        self.port.wait(data, self.options, timeout)
     }
 
     /// Submits a task again and again. See [`Connection::task_every`](crate::Connection::task_every). With

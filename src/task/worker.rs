@@ -76,7 +76,6 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let sequence = Cell::new(0);
         while let Some(worker) = state {
             self.room.crew.observe(|observer| observer.task_worker_started(self.index));
-            self.room.crew.renewed(self.index);
             let info = TaskInfo {
                 id: TaskId { submitter: 0, sequence: 0 },
                 attempt: 1,
@@ -96,14 +95,14 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             sequence.set(info.sequence.get());
             drop(info);
             self.stop(worker, &left);
+            if matches!(left, Left::ToRenew) {
+                ledger.recycled.add(1);
+            }
             state = match left {
                 Left::ToldToEnd => None,
-                Left::ToRenew => {
-                    ledger.recycled.add(1);
-                    self.make_again(&ledger)
-                }
-                Left::TaskPanicked => self.make_again(&ledger),
+                Left::ToRenew | Left::TaskPanicked => self.make_again(&ledger),
             };
+            self.room.crew.renewed(self.index);
         }
     }
 
