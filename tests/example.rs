@@ -1,7 +1,8 @@
-//! examples/task_server.rs as a stranger would use it: started, talked to, stopped by a signal.
+//! The examples as a stranger would use them: started, talked to, stopped by a signal.
 
 mod common;
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -17,10 +18,15 @@ struct Example {
 impl Example {
     /// `cargo test` builds the examples beside the tests.
     fn start(args: &[&str]) -> Example {
+        Example::start_one("task_server", args)
+    }
+
+    fn start_one(name: &str, args: &[&str]) -> Example {
         let mut program: PathBuf = std::env::current_exe().unwrap();
         program.pop();
         program.pop();
-        program.push("examples/task_server");
+        program.push("examples");
+        program.push(name);
         let mut child = Command::new(program)
             .args(args)
             .stdout(Stdio::piped())
@@ -104,4 +110,66 @@ fn what_it_cannot_finish_in_time_it_says_and_exits_with_an_error() {
     let (output, status) = example.end();
     assert_eq!(status.code(), Some(1));
     assert_eq!(output, "shutdown: accepted=1 done=0 failed=0 abandoned=1 orphaned=0\n");
+}
+
+/// A folder that is gone at the end of the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("backroom-{name}-{}", std::process::id()));
+        fs::create_dir_all(path.join("inner")).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn the_pool_hashes_the_files_of_a_folder() {
+    let folder = Folder::new("hashes");
+    fs::write(folder.0.join("empty"), "").unwrap();
+    fs::write(folder.0.join("inner/abc"), "abc").unwrap();
+    fs::write(folder.0.join("large"), vec![0; 1 << 20]).unwrap();
+    let (output, status) = Example::start_one("embed", &[folder.0.to_str().unwrap(), "--threads", "2"]).end();
+    assert!(status.success());
+    let mut lines: Vec<&str> = output.lines().collect();
+    lines.sort_unstable();
+    let expected = [
+        ("30e14955ebf1352266dc2ff8067e68104607e750abb9d3b36582b8af909fcb58", "large"),
+        ("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "inner/abc"),
+        ("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "empty"),
+    ];
+    let expected = expected.map(|(digest, name)| format!("{digest}  {}", folder.0.join(name).display()));
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_an_error() {
+    let (output, status) = Example::start_one("embed", &["/nowhere/at/all"]).end();
+    assert_eq!((output.as_str(), status.code()), ("", Some(1)));
+}
+
+#[test]
+fn at_sigint_the_pool_finishes_the_files_it_has_begun() {
+    let folder = Folder::new("interrupted");
+    for number in 0..400 {
+        // Sparse: they take time to hash, and no room.
+        fs::File::create(folder.0.join(number.to_string())).unwrap().set_len(4 << 20).unwrap();
+    }
+    let mut example = Example::start_one("embed", &[folder.0.to_str().unwrap(), "--threads", "2"]);
+    // What it has buffered comes when it is done, so this waits for the first lines.
+    let mut first = String::new();
+    example.stdout.read_line(&mut first).unwrap();
+    example.signal(Signal::INT);
+    let (rest, status) = example.end();
+    assert_eq!(status.code(), Some(130));
+    let lines = 1 + rest.lines().count();
+    assert!(lines < 400, "it stopped before the end");
+    let digest = first.split_whitespace().next().unwrap();
+    assert!(rest.lines().all(|line| line.starts_with(digest)), "every line is whole");
 }

@@ -499,6 +499,7 @@ fn an_observer_is_told_all_that_happens() {
         client.ask(line);
     }
     drop(client);
+    eventually("the connection is gone", || server.handle.stats().connections == 0);
     server.stop();
     let mut told = told.all_so_far();
     assert_eq!((told.remove(0), told.remove(0)), ("task worker 0 started".to_owned(), "opened".to_owned()));

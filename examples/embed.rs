@@ -1,0 +1,238 @@
+//! Hashes the files of a folder in a task pool: how a program without async, with a loop of its own, adopts backroom.
+//!
+//! ```sh
+//! cargo run --release --example embed -- /usr/share > sums
+//! sha256sum --quiet -c sums
+//! ```
+//!
+//! Digests go to stdout in the form of `sha256sum`, a progress bar and a summary to stderr. Ctrl-C begins no further
+//! file, finishes those that are begun, and says what was left out; a second Ctrl-C no longer waits.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use backroom::{Finished, Submitter, TaskInfo, TaskPool};
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+const USAGE: &str = "usage: embed FOLDER [--threads N] [--drain-secs N]
+
+Writes the SHA-256 of every file under FOLDER to stdout.
+
+  --threads N      how many files are hashed at once (default: one per processor)
+  --drain-secs N   how long the files that are begun may take after Ctrl-C (default: 10)";
+
+struct Args {
+    folder: PathBuf,
+    threads: usize,
+    drain: Duration,
+}
+
+struct Hashed {
+    path: PathBuf,
+    bytes: u64,
+    digest: String,
+}
+
+/// What the finish closures share with the loop. All of it stays on this thread.
+struct Tally {
+    bar: ProgressBar,
+    out: io::BufWriter<io::Stdout>,
+    hashed: u64,
+    bytes: u64,
+    failed: u64,
+    /// stdout is gone, so there is no use in going on.
+    broken: Option<io::Error>,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let Some(args) = parse(std::env::args().skip(1))? else {
+        println!("{USAGE}");
+        return Ok(ExitCode::SUCCESS);
+    };
+    // Before anything is begun, so that no Ctrl-C ends the program the hard way.
+    let interrupts = count_interrupts()?;
+    let mut files = find_files(&args.folder)?;
+    let total = files.len() as u64;
+
+    // Each task worker keeps one buffer for all its files.
+    let pool = TaskPool::builder()
+        .task_worker_num(args.threads)
+        .task_worker(|_index| Ok(vec![0; 256 * 1024]))
+        .task_times(true)
+        .on_task(|cx, path: PathBuf| {
+            let (buffer, task) = cx.parts();
+            hash(path, buffer, task)
+        })
+        .build()?;
+    let mut submitter = pool.submitter();
+    let tally = Rc::new(RefCell::new(Tally::new(total)));
+    let start = Instant::now();
+
+    // The program's own loop: it keeps the pool busy, and hears what has come of it.
+    while interrupts.load(Ordering::Relaxed) == 0 && tally.borrow().broken.is_none() {
+        while submitter.tasks_in_flight() < 2 * args.threads {
+            let Some(path) = files.pop_front() else { break };
+            let tally = Rc::clone(&tally);
+            submitter.task_then(path.clone(), move |_, done| tally.borrow_mut().note(&path, done))?;
+        }
+        if submitter.tasks_in_flight() == 0 {
+            break;
+        }
+        submitter.run_finished_for(Duration::from_millis(100));
+    }
+
+    drain(&mut submitter, &interrupts, args.drain);
+    let times = pool.task_times();
+    let report = pool.shutdown(Duration::ZERO);
+    submitter.run_finished();
+
+    let mut tally = tally.borrow_mut();
+    let flushed = tally.out.flush();
+    tally.bar.finish_and_clear();
+    let left = total - tally.hashed - tally.failed;
+    eprintln!(
+        "{} files, {} in {}; {} failed, {left} left out",
+        tally.hashed,
+        HumanBytes(tally.bytes),
+        HumanDuration(start.elapsed()),
+        tally.failed,
+    );
+    if let Some(times) = times.filter(|times| times.run.count() > 0) {
+        let [median, tail, longest] = [times.run.quantile(0.5), times.run.quantile(0.99), times.run.max()];
+        eprintln!("per file: median {median:.1?}, 99th percentile {tail:.1?}, longest {longest:.1?}");
+    }
+    if report.task_workers_running > 0 {
+        eprintln!("{} files were given up while they were read", report.task_workers_running);
+    }
+    if let Some(error) = tally.broken.take().or(flushed.err()) {
+        return Err(error).context("stdout");
+    }
+    Ok(match (interrupts.load(Ordering::Relaxed), tally.failed) {
+        (0, 0) => ExitCode::SUCCESS,
+        (0, _) => ExitCode::FAILURE,
+        _ => ExitCode::from(130),
+    })
+}
+
+/// Waits for the files that are begun, until the time is over or somebody insists.
+fn drain(submitter: &mut Submitter<PathBuf, Hashed>, interrupts: &AtomicUsize, time: Duration) {
+    let deadline = Instant::now() + time;
+    while submitter.tasks_in_flight() > 0 && interrupts.load(Ordering::Relaxed) < 2 && Instant::now() < deadline {
+        submitter.run_finished_for(Duration::from_millis(100));
+    }
+}
+
+/// Runs on a task worker.
+fn hash(path: PathBuf, buffer: &mut [u8], task: &TaskInfo<PathBuf, Hashed, ()>) -> anyhow::Result<Hashed> {
+    let mut file = File::open(&path)?;
+    let (mut digest, mut bytes) = (Sha256::new(), 0);
+    loop {
+        // The pool has given this file up; nobody will hear of it.
+        if task.cancelled() {
+            bail!("given up");
+        }
+        match file.read(buffer)? {
+            0 => break,
+            read => {
+                digest.update(&buffer[..read]);
+                bytes += read as u64;
+            }
+        }
+    }
+    let digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Hashed { path, bytes, digest })
+}
+
+impl Tally {
+    fn new(total: u64) -> Tally {
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} files, {msg}, {eta} left");
+        let bar = ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let out = io::BufWriter::new(io::stdout());
+        Tally { bar, out, hashed: 0, bytes: 0, failed: 0, broken: None }
+    }
+
+    fn note(&mut self, path: &Path, done: Finished<Hashed>) -> anyhow::Result<()> {
+        match done.into_result() {
+            Ok(Hashed { path, bytes, digest }) => {
+                self.hashed += 1;
+                self.bytes += bytes;
+                self.bar.inc(1);
+                self.bar.set_message(HumanBytes(self.bytes).to_string());
+                if let Err(error) = writeln!(self.out, "{digest}  {}", path.display()) {
+                    self.broken.get_or_insert(error);
+                }
+            }
+            Err(backroom::TaskFailure::Failed(error)) => {
+                self.failed += 1;
+                self.bar.inc(1);
+                self.bar.suspend(|| eprintln!("{}: {error}", path.display()));
+            }
+            // Given up at the end, or a bug: it is left out.
+            Err(failure) => self.bar.suspend(|| eprintln!("{}: {failure}", path.display())),
+        }
+        Ok(())
+    }
+}
+
+fn find_files(folder: &Path) -> anyhow::Result<VecDeque<PathBuf>> {
+    let mut files = VecDeque::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+        for entry in entries {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                files.push_back(entry.path());
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn count_interrupts() -> anyhow::Result<Arc<AtomicUsize>> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let counted = Arc::clone(&count);
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    Ok(count)
+}
+
+/// `None` if help was asked for.
+fn parse(mut words: impl Iterator<Item = String>) -> anyhow::Result<Option<Args>> {
+    let threads = std::thread::available_parallelism().map_or(4, usize::from);
+    let mut args = Args { folder: PathBuf::new(), threads, drain: Duration::from_secs(10) };
+    while let Some(word) = words.next() {
+        let mut number =
+            || words.next().and_then(|n| n.parse::<u64>().ok()).with_context(|| format!("{word} takes a number"));
+        match word.as_str() {
+            "--help" | "-h" => return Ok(None),
+            "--threads" => args.threads = usize::try_from(number()?)?,
+            "--drain-secs" => args.drain = Duration::from_secs(number()?),
+            flag if flag.starts_with('-') => bail!("unknown flag {flag}\n\n{USAGE}"),
+            folder if args.folder.as_os_str().is_empty() => args.folder = PathBuf::from(folder),
+            other => bail!("one folder, and no {other}\n\n{USAGE}"),
+        }
+    }
+    match args.folder.as_os_str().is_empty() {
+        true => bail!("{USAGE}"),
+        false => Ok(Some(args)),
+    }
+}
