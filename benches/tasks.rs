@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backroom::{Finished, Submitter, TaskPool};
+use backroom::{Priority, Submitter, TaskId, TaskOptions, TaskPool};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -48,8 +48,23 @@ fn task(number: u64) -> u64 {
 
 struct Backroom {
     submitter: Submitter<u64, u64>,
-    closures: bool,
-    _pool: TaskPool<u64, u64>,
+    form: Form,
+    pool: TaskPool<u64, u64>,
+}
+
+/// How it is told what to do.
+#[derive(Clone, Copy)]
+enum Form {
+    /// One finish closure for all.
+    OnFinish,
+    /// A finish closure for each task.
+    Then,
+    /// Each task on a task worker of its own choice, turn and turn about.
+    Pinned(usize),
+    /// High, normal and low, turn and turn about.
+    Priorities,
+    /// A closure instead of a payload.
+    Run,
 }
 
 thread_local! {
@@ -66,37 +81,44 @@ struct Progress {
 }
 
 impl Backroom {
-    /// With a finish closure for each task, or with one for all.
-    fn start(threads: usize, closures: bool) -> Backroom {
+    fn start(threads: usize, form: Form) -> Backroom {
         let pool = TaskPool::builder()
             .task_worker_num(threads)
+            .queue_capacity(10_000_000)
+            .max_tasks_in_flight(10_000_000)
             .on_task(|_, number| Ok(task(number)))
-            .on_finish(|submitter, done| finish(submitter, done, false))
+            .on_finish(move |submitter, done| finish(submitter, done.into_result()?, form))
             .build()
             .expect("a pool");
-        Backroom { submitter: pool.submitter(), closures, _pool: pool }
+        Backroom { submitter: pool.submitter(), form, pool }
     }
 }
 
-fn submit(submitter: &mut Submitter<u64, u64>, number: u64, closures: bool) {
-    let submitted = match closures {
+fn submit(submitter: &mut Submitter<u64, u64>, number: u64, form: Form) {
+    let submitted = match form {
+        Form::OnFinish => submitter.task(number),
         // It holds something, as most do: a closure that holds nothing needs no memory.
-        true => {
-            submitter.task_then(number, move |submitter, done| finish(submitter, done, black_box(number) < u64::MAX))
+        Form::Then => submitter.task_then(number, move |submitter, done| {
+            black_box(number);
+            finish(submitter, done.into_result()?, form)
+        }),
+        Form::Pinned(threads) => submitter.with(TaskOptions::new().worker(number as usize % threads)).task(number),
+        Form::Priorities => {
+            let priority = [Priority::High, Priority::Normal, Priority::Low][number as usize % 3];
+            submitter.with(TaskOptions::new().priority(priority)).task(number)
         }
-        false => submitter.task(number),
+        Form::Run => submitter.run(move || task(number), move |submitter, result| finish(submitter, result?, form)),
     };
     submitted.expect("accepted");
 }
 
 /// Takes the result, and submits the next task if there is one to do.
-fn finish(submitter: &mut Submitter<u64, u64>, done: Finished<u64>, closures: bool) -> anyhow::Result<()> {
-    let result = done.into_result()?;
+fn finish(submitter: &mut Submitter<u64, u64>, result: u64, form: Form) -> anyhow::Result<()> {
     PROGRESS.with(|Progress { to_send, sent, finished, sum }| {
         finished.set(finished.get() + 1);
         sum.set(sum.get() + result);
         if sent.get() < to_send.get() {
-            submit(submitter, sent.replace(sent.get() + 1), closures);
+            submit(submitter, sent.replace(sent.get() + 1), form);
         }
     });
     Ok(())
@@ -110,7 +132,7 @@ impl Rival for Backroom {
             finished.set(0);
             sum.set(0);
             for number in 0..sent.get() {
-                submit(&mut self.submitter, number, self.closures);
+                submit(&mut self.submitter, number, self.form);
             }
             while finished.get() < tasks {
                 self.submitter.run_finished_for(Duration::from_secs(60));
@@ -210,8 +232,8 @@ fn rivals(threads: usize) -> Vec<(&'static str, Box<dyn Rival>)> {
         .map(Arc::new)
         .expect("tokio");
     vec![
-        ("backroom", Box::new(Backroom::start(threads, false))),
-        ("backroom, a closure each", Box::new(Backroom::start(threads, true))),
+        ("backroom", Box::new(Backroom::start(threads, Form::OnFinish))),
+        ("backroom, a closure each", Box::new(Backroom::start(threads, Form::Then))),
         ("raw crossbeam pair", Box::new(RawPair::start(threads, 0))),
         ("raw pair, yielding", Box::new(RawPair::start(threads, 128))),
         ("threadpool", closures(move |job| threadpool.execute(|| job.run()))),
@@ -228,7 +250,7 @@ fn time(rival: &mut dyn Rival, tasks: u64, in_flight: u64) -> Duration {
     start.elapsed()
 }
 
-fn benchmarks(criterion: &mut Criterion) {
+fn beside_rivals(criterion: &mut Criterion) {
     for threads in THREADS {
         let mut group = criterion.benchmark_group(format!("round trip, 1 in flight, {threads} threads"));
         for (name, mut rival) in rivals(threads) {
@@ -245,9 +267,107 @@ fn benchmarks(criterion: &mut Criterion) {
     }
 }
 
+/// What the options cost, beside a plain task and the raw pair.
+fn with_options(criterion: &mut Criterion) {
+    const THREADS: usize = 2;
+    let forms: [(&str, Form); 5] = [
+        ("plain", Form::OnFinish),
+        ("a closure each", Form::Then),
+        ("chosen task workers", Form::Pinned(THREADS)),
+        ("three priorities", Form::Priorities),
+        ("closures as tasks", Form::Run),
+    ];
+    let mut group = criterion.benchmark_group(format!("options, {IN_FLIGHT} in flight, {THREADS} threads"));
+    group.throughput(Throughput::Elements(1));
+    for (name, form) in forms {
+        let mut backroom = Backroom::start(THREADS, form);
+        group.bench_function(name, |bencher| bencher.iter_custom(|tasks| time(&mut backroom, tasks, IN_FLIGHT)));
+    }
+    let mut pair = RawPair::start(THREADS, 0);
+    group.bench_function("raw crossbeam pair", |bencher| {
+        bencher.iter_custom(|tasks| time(&mut pair, tasks, IN_FLIGHT));
+    });
+    group.finish();
+}
+
+/// A round trip that is waited for: one after the other, so that nobody sleeps, and with all threads asleep before each.
+fn waits(criterion: &mut Criterion) {
+    let mut backroom = Backroom::start(1, Form::OnFinish);
+    let mut pair = RawPair::start(1, 0);
+    let wait = |backroom: &mut Backroom| {
+        let result = backroom.submitter.task_wait(1, Duration::from_secs(60));
+        assert_eq!(result.expect("a result"), 2);
+    };
+    let mut group = criterion.benchmark_group("task_wait, hot");
+    group.bench_function("backroom", |bencher| bencher.iter(|| wait(&mut backroom)));
+    group.bench_function("raw crossbeam pair", |bencher| bencher.iter(|| pair.run(1, 1)));
+    group.finish();
+
+    let mut group = criterion.benchmark_group("task_wait, parked");
+    group.bench_function("backroom", |bencher| bencher.iter_custom(|times| parked(times, || wait(&mut backroom))));
+    group.bench_function("raw crossbeam pair", |bencher| {
+        bencher.iter_custom(|times| parked(times, || assert_eq!(pair.run(1, 1), 1)));
+    });
+    group.finish();
+}
+
+/// Leaves the other thread so long that it sleeps, each time.
+fn parked(times: u64, mut round_trip: impl FnMut()) -> Duration {
+    let mut sum = Duration::ZERO;
+    for _ in 0..times {
+        std::thread::sleep(Duration::from_micros(300));
+        let start = Instant::now();
+        round_trip();
+        sum += start.elapsed();
+    }
+    sum
+}
+
+/// Delayed tasks, with a million others pending.
+fn timers(criterion: &mut Criterion) {
+    const PENDING: u64 = 1_000_000;
+    let Backroom { mut submitter, pool, .. } = Backroom::start(2, Form::OnFinish);
+    let day = |number: u64| Duration::from_secs(24 * 60 * 60) + Duration::from_micros(number * 7919 % PENDING);
+    for number in 0..PENDING {
+        delayed(&mut submitter, number, day(number));
+    }
+    assert_eq!(pool.stats().delayed, PENDING);
+
+    let mut group = criterion.benchmark_group("1,000,000 timers pending");
+    group.sample_size(20);
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("insert and cancel", |bencher| {
+        bencher.iter_custom(|times| {
+            let start = Instant::now();
+            let ids: Vec<_> = (0..times).map(|number| delayed(&mut submitter, number, day(number))).collect();
+            ids.into_iter().for_each(|id| assert!(submitter.cancel(id)));
+            let elapsed = start.elapsed();
+            submitter.run_finished();
+            elapsed
+        });
+    });
+    group.bench_function("insert, fire and finish", |bencher| {
+        bencher.iter_custom(|times| {
+            let start = Instant::now();
+            for number in 0..times {
+                delayed(&mut submitter, number, Duration::ZERO);
+            }
+            while submitter.tasks_in_flight() > PENDING as usize {
+                submitter.run_finished_for(Duration::from_secs(60));
+            }
+            start.elapsed()
+        });
+    });
+    group.finish();
+}
+
+fn delayed(submitter: &mut Submitter<u64, u64>, number: u64, time: Duration) -> TaskId {
+    submitter.with(TaskOptions::new().after(time)).task_then(number, |_, _| Ok(())).expect("accepted")
+}
+
 criterion_group! {
     name = tasks;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = benchmarks
+    targets = beside_rivals, with_options, waits, timers
 }
 criterion_main!(tasks);
