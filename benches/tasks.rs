@@ -301,6 +301,9 @@ fn waits(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("task_wait, hot");
     group.bench_function("backroom", |bencher| bencher.iter(|| wait(&mut backroom)));
     group.bench_function("raw crossbeam pair", |bencher| bencher.iter(|| pair.run(1, 1)));
+    // The pair as it comes sleeps now and then all the same.
+    let mut yielding = RawPair::start(1, 128);
+    group.bench_function("raw pair, yielding", |bencher| bencher.iter(|| yielding.run(1, 1)));
     group.finish();
 
     let mut group = criterion.benchmark_group("task_wait, parked");

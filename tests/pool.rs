@@ -1159,3 +1159,35 @@ fn the_oldest_queued_task_is_seen_and_looking_changes_no_order() {
     while pool.stats().pending > 0 {}
     assert_eq!(started.all_so_far(), (0..1000).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_million_queued_tasks_hold_no_more_than_200_bytes_each_beside_their_payload() {
+    const TASKS: usize = 1_000_000;
+    if let Some(child) = in_child!() {
+        common::succeeds(child);
+        return;
+    }
+    let gate = Gate::default();
+    let blocked = gate.clone();
+    let pool = TaskPool::builder()
+        .task_worker_num(1)
+        .queue_capacity(TASKS + 1)
+        .max_tasks_in_flight(TASKS + 1)
+        .on_task(move |_cx, number: u64| {
+            blocked.pass();
+            Ok(number)
+        })
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    let before = common::resident_bytes();
+    for number in 0..TASKS {
+        submitter.task(number as u64).unwrap();
+    }
+    let each = (common::resident_bytes() - before) / TASKS;
+    assert!(each <= 200 + size_of::<u64>(), "{each} bytes");
+    println!("{each} bytes each");
+    gate.open();
+    finish_all(&mut submitter);
+    assert_eq!(pool.stats().done, TASKS as u64);
+}

@@ -11,40 +11,74 @@ use super::reply::Message;
 use crate::error::WaitError;
 
 /// The tasks that are waited for.
-struct Waited<R> {
-    /// Of those that were accepted, ascending, with their place among the results.
-    places: Vec<(u64, usize)>,
-    results: Vec<Option<Result<R, WaitError>>>,
+struct Waited<'a, R> {
+    /// The sequences of those that were accepted, ascending, with their place among the results.
+    places: &'a mut [(u64, usize)],
+    accepted: usize,
+    results: &'a mut [Option<Result<R, WaitError>>],
     /// How many have no result yet.
     open: usize,
 }
 
-impl<R> Waited<R> {
+impl<R> Waited<'_, R> {
+    fn places(&self) -> &[(u64, usize)] {
+        &self.places[..self.accepted]
+    }
+
     fn place_of(&self, message: &Message<R>, submitter: u64) -> Option<usize> {
         let Message::Finished(finished) = message else { return None };
         if finished.id.submitter != submitter {
             return None;
         }
-        let found = self.places.binary_search_by_key(&finished.id.sequence, |&(sequence, _)| sequence);
-        found.ok().map(|found| self.places[found].1)
+        let places = self.places();
+        let found = places.binary_search_by_key(&finished.id.sequence, |&(sequence, _)| sequence);
+        found.ok().map(|found| places[found].1)
     }
 }
 
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
-    /// Submits tasks and blocks until all have ended, or for `timeout` in all. What comes for others meanwhile is put
-    /// aside.
+    /// Submits a task and blocks until it has ended, or for `timeout`.
     pub(super) fn wait(
+        &mut self,
+        payload: T,
+        options: Option<TaskOptions<T>>,
+        timeout: Duration,
+    ) -> Result<R, WaitError> {
+        let (mut places, mut results) = ([(0, 0)], [None]);
+        let waited = Waited { places: &mut places, accepted: 0, results: &mut results, open: 0 };
+        self.wait_for(std::iter::once(payload), waited, options, timeout);
+        let [result] = results;
+        result.unwrap_or(Err(WaitError::TimedOut))
+    }
+
+    /// The same for several, for `timeout` in all.
+    pub(super) fn wait_for_all(
         &mut self,
         payloads: Vec<T>,
         options: Option<TaskOptions<T>>,
         timeout: Duration,
     ) -> Vec<Result<R, WaitError>> {
+        let mut places = vec![(0, 0); payloads.len()];
+        let mut results: Vec<_> = payloads.iter().map(|_| None).collect();
+        let waited = Waited { places: &mut places, accepted: 0, results: &mut results, open: 0 };
+        self.wait_for(payloads.into_iter(), waited, options, timeout);
+        results.into_iter().map(|result| result.unwrap_or(Err(WaitError::TimedOut))).collect()
+    }
+
+    /// What comes for others meanwhile is put aside.
+    fn wait_for(
+        &mut self,
+        payloads: impl Iterator<Item = T>,
+        mut waited: Waited<'_, R>,
+        options: Option<TaskOptions<T>>,
+        timeout: Duration,
+    ) {
         self.forget_time();
         let mut options = options.unwrap_or_default();
         let time = options.deadline.map_or(timeout, |deadline| deadline.min(timeout));
         options.deadline = Some(time);
         let deadline = Instant::now().checked_add(time);
-        let mut waited = self.submit_waited(payloads, &options);
+        self.submit_waited(payloads, &options, &mut waited);
         while waited.open > 0 {
             match self.receive(deadline) {
                 Some(message) => self.sort(message, &mut waited),
@@ -53,24 +87,24 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
         self.give_up_waiting(&mut waited);
         self.forget_time();
-        let missing = || Err(WaitError::TimedOut);
-        waited.results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
     }
 
-    fn submit_waited(&mut self, payloads: Vec<T>, options: &TaskOptions<T>) -> Waited<R> {
-        let mut waited = Waited { places: Vec::new(), results: Vec::with_capacity(payloads.len()), open: 0 };
-        for payload in payloads {
-            let place = waited.results.len();
+    fn submit_waited(
+        &mut self,
+        payloads: impl Iterator<Item = T>,
+        options: &TaskOptions<T>,
+        waited: &mut Waited<'_, R>,
+    ) {
+        for (place, payload) in payloads.enumerate() {
             match self.submit(Job::OnTask(payload), Some(Finish::Waited), Some(options), self.when_full()) {
                 Ok(id) => {
-                    waited.places.push((id.sequence, place));
-                    waited.results.push(None);
+                    waited.places[waited.accepted] = (id.sequence, place);
+                    waited.accepted += 1;
                     waited.open += 1;
                 }
-                Err((reason, _)) => waited.results.push(Some(Err(WaitError::NotAccepted(reason)))),
+                Err((reason, _)) => waited.results[place] = Some(Err(WaitError::NotAccepted(reason))),
             }
         }
-        waited
     }
 
     /// The next message; `None` at the deadline.
@@ -83,14 +117,14 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     /// Keeps what is waited for, and puts anything else aside.
-    fn sort(&mut self, message: Message<R>, waited: &mut Waited<R>) {
+    fn sort(&mut self, message: Message<R>, waited: &mut Waited<'_, R>) {
         match waited.place_of(&message, self.number()) {
             None => self.put_aside(message),
             Some(place) => self.keep(message, place, waited),
         }
     }
 
-    fn keep(&mut self, message: Message<R>, place: usize, waited: &mut Waited<R>) {
+    fn keep(&mut self, message: Message<R>, place: usize, waited: &mut Waited<'_, R>) {
         let Message::Finished(finished) = message else { return };
         if !finished.is_last {
             // Who waits hears of the last result only.
@@ -103,11 +137,11 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     /// Nothing that was waited for stays in flight: what is late can never be taken for the answer to another wait.
-    fn give_up_waiting(&mut self, waited: &mut Waited<R>) {
+    fn give_up_waiting(&mut self, waited: &mut Waited<'_, R>) {
         if waited.open == 0 {
             return;
         }
-        for index in 0..waited.places.len() {
+        for index in 0..waited.accepted {
             let (sequence, place) = waited.places[index];
             if waited.results[place].is_none() {
                 // Either this decides it, or its outcome has come at the last moment; aside it is in both cases.

@@ -100,16 +100,17 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
     /// Submits a task and blocks until it has ended. See
     /// [`Connection::task_wait`](crate::Connection::task_wait).
     pub fn task_wait(self, data: T, timeout: Duration) -> Result<R, WaitError> {
-        self.task_wait_multi(vec![data], timeout).pop().unwrap_or(Err(WaitError::TimedOut))
+        let With { port, options, before_wait } = self;
+        before_wait.into_iter().for_each(BeforeWait::before_wait);
+        port.wait(data, options, timeout)
     }
 
     /// Submits tasks and blocks until all have ended. See
     /// [`Connection::task_wait_multi`](crate::Connection::task_wait_multi).
     pub fn task_wait_multi(self, data: Vec<T>, timeout: Duration) -> Vec<Result<R, WaitError>> {
-        if let Some(before_wait) = self.before_wait {
-            before_wait.before_wait();
-        }
-        self.port.wait(data, self.options, timeout)
+        let With { port, options, before_wait } = self;
+        before_wait.into_iter().for_each(BeforeWait::before_wait);
+        port.wait_for_all(data, options, timeout)
     }
 
     /// Submits a task again and again. See [`Connection::task_every`](crate::Connection::task_every). With

@@ -200,6 +200,13 @@ pub fn raise_file_limit() {
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("the limit can be raised to its maximum");
 }
 
+/// The memory that this process has in use.
+pub fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("statm");
+    let pages: usize = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("pages");
+    pages * rustix::param::page_size()
+}
+
 pub fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("fd").count()
 }
