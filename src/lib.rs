@@ -96,10 +96,12 @@
 //!
 //! # How a task ends
 //!
-//! Every accepted task has exactly one [`Outcome`]: it returned a result or an error, it panicked, or a shutdown's
-//! deadline came first. The outcome reaches the finish closure as a [`Finished`]; where the connection is gone by then,
-//! it is counted as orphaned. A task may bring [a finish closure of its own](Link::task_then), which stays on the
-//! connection's thread and may hold what is not `Send`.
+//! Every accepted task has exactly one [`Outcome`]: it returned a result or an error, it panicked, its deadline came
+//! first, it was cancelled, or a shutdown gave it up. The outcome reaches the finish closure as a [`Finished`]; where
+//! the connection is gone by then, it is counted as orphaned. A task may bring
+//! [a finish closure of its own](Connection::task_then), which stays on the connection's thread and may hold what is not
+//! `Send`. What comes after the outcome is decided, such as the result of a task that was cancelled while it ran, is
+//! counted as late and is nothing else.
 //!
 //! Inside `on_receive`, a finish closure may need `R` before it could be inferred. Then `on_task` comes first, with the
 //! type of its payload written out:
@@ -120,6 +122,27 @@
 //! # }
 //! ```
 //!
+//! # Tasks that are not like all others
+//!
+//! [`TaskOptions`] say which task worker runs a task, with what priority, until when, how much later, and how often it
+//! is tried. [`with`](Connection::with) takes them before any way of submitting. A running task sees them as
+//! [`attempt`](TaskInfo::attempt) and [`expired`](TaskInfo::expired), and learns from [`cancelled`](TaskInfo::cancelled)
+//! that nobody waits for it any more, because of a [`cancel`](Connection::cancel), say.
+//!
+//! A task can give [results before its last](TaskInfo::finish), say [how far it has come](TaskInfo::progress), submit
+//! [further tasks](TaskInfo::task), and [give its reply away](TaskInfo::finish_later) to whatever will know the result.
+//! It cannot wait for another task: if all task workers did, none would be left to run it.
+//!
+//! # Waiting
+//!
+//! Where an answer cannot go on without a result, [`task_wait`](Connection::task_wait) blocks the connection's own
+//! worker, and nobody else's. [`task_wait_multi`](Connection::task_wait_multi) waits for several, with one deadline.
+//!
+//! # Without a socket
+//!
+//! A [`TaskPool`] is the back room alone, for a program that has a loop of its own: each thread takes a [`Submitter`],
+//! and its finish closures run when it calls [`run_finished`](Submitter::run_finished).
+//!
 //! # Full queues and slow clients
 //!
 //! [`task`](Connection::task) never blocks. When as many tasks wait as
@@ -136,6 +159,12 @@
 //! the deadline is abandoned, and the report says how much; a thread cannot be killed, so a task that never returns
 //! keeps its thread. The library installs no signal handler; `examples/task_server.rs` shows how a program connects its
 //! own.
+//!
+//! # What goes on inside
+//!
+//! [`ServerHandle::stats`] has counters that add up, and says who is idle, what waits and for how long;
+//! [`task_times`](ServerBuilder::task_times) adds histograms. An [`Observer`] is told of each event. For those who know
+//! Swoole, docs/FROM_SWOOLE.md says what became of each of its functions and settings.
 //!
 //! # Panics
 //!

@@ -8,7 +8,7 @@ use super::outcome::{Ended, Outcome, TaskId};
 
 /// The reply of a task that has returned without one, from [`finish_later`](crate::TaskInfo::finish_later). Whoever has
 /// it finishes the task, from any thread. Dropped unfinished, it fails the task, with
-/// [`ReplyDropped`](crate::ReplyDropped).
+/// [`ReplyDropped`].
 #[must_use]
 pub struct Later<R> {
     id: TaskId,
