@@ -20,6 +20,11 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Release);
     }
 
+    /// What was added too early.
+    pub(crate) fn take_back(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) - n, Ordering::Release);
+    }
+
     pub(crate) fn set(&self, n: u64) {
         self.0.store(n, Ordering::Release);
     }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 use backroom::{
-    BuildError, Finished, NotFinished, Outcome, OutcomeKind, Priority, ReplyDropped, Retry, Submitter, TaskError,
-    TaskFailure, TaskOptions, TaskPool, WaitError,
+    BuildError, Finished, Later, NotFinished, Outcome, OutcomeKind, Priority, ReplyDropped, Retry, Submitter,
+    TaskError, TaskFailure, TaskOptions, TaskPool, WaitError,
 };
 use common::{Gate, PATIENCE, assert_balanced, events, eventually};
 use parking_lot::Mutex;
@@ -335,7 +335,7 @@ fn a_task_that_runs_past_its_deadline_times_out_then_and_is_told_so() {
     let gate = Gate::default();
     let outcomes = heard();
     submitter
-        .with(TaskOptions::new().deadline(Duration::from_millis(20)))
+        .with(TaskOptions::new().deadline(Duration::from_millis(200)))
         .task_then(gate.clone(), ends(&outcomes))
         .unwrap();
     finish_until(&mut submitter, &outcomes, 1);
@@ -360,7 +360,7 @@ fn a_deadline_holds_where_the_submitter_never_looks() {
         .build()
         .unwrap();
     let mut submitter = pool.submitter();
-    for millis in [10, 1] {
+    for millis in [200, 1] {
         submitter.with(TaskOptions::new().deadline(Duration::from_millis(millis))).task_oneway(()).unwrap();
     }
     eventually("both have timed out", || pool.stats().timed_out == 2);
@@ -375,11 +375,11 @@ fn a_delayed_task_waits_for_its_time_and_is_counted_as_delayed() {
     let mut submitter = pool.submitter();
     let order = heard();
     let start = Instant::now();
-    for (name, delay) in [("late", 60), ("soon", 20)] {
+    for (name, delay) in [("late", 500), ("soon", 250)] {
         let order = Rc::clone(&order);
         let finish = move |_: &mut Submitter<_, _>, done: Finished<u32>| {
             assert!(start.elapsed() >= Duration::from_millis(delay));
-            assert!(done.time_queued() < Duration::from_millis(15), "the delay is not time in the queue: {done:?}");
+            assert!(done.time_queued() < Duration::from_millis(200), "the delay is not time in the queue: {done:?}");
             order.borrow_mut().push(name);
             Ok(())
         };
@@ -427,9 +427,13 @@ fn a_repetition_fires_again_and_again_until_it_is_stopped() {
         })
         .unwrap();
     for expected in 1..=5 {
-        assert_eq!(submitter.run_finished_for(PATIENCE), 1);
-        let (id, number) = finished.next();
-        assert_eq!(number, expected);
+        let (id, number) = loop {
+            match finished.all_so_far().first() {
+                Some(&first) => break first,
+                None => drop(submitter.run_finished_for(PATIENCE)),
+            }
+        };
+        assert!(number >= expected, "{number}");
         assert_eq!((id.submitter(), id.sequence()), (repetition.number(), u64::from(number)));
     }
     repetition.stop();
@@ -609,7 +613,7 @@ fn a_wait_that_times_out_has_a_late_result_discarded_and_the_next_wait_gets_its_
     let gate = Gate::default();
     let slow = gate.clone();
     let job: Job = Box::new(move || (slow.pass(), 1).1);
-    let timed_out = submitter.task_wait(job, Duration::from_millis(10));
+    let timed_out = submitter.task_wait(job, Duration::from_millis(200));
     assert!(matches!(timed_out, Err(WaitError::TimedOut)));
     gate.open();
     assert_eq!(submitter.task_wait(Box::new(|| 2), PATIENCE).unwrap(), 2);
@@ -651,14 +655,14 @@ fn a_wait_has_one_deadline_for_all_and_keeps_every_place() {
         let gate = gate.clone();
         let job: Job = match number {
             2 | 4 => Box::new(move || (gate.pass(), number).1),
-            3 => Box::new(|| panic!("number 3")),
+            3 => Box::new(|| std::panic::resume_unwind(Box::new("number 3"))),
             _ => Box::new(move || number),
         };
         job
     });
     let start = Instant::now();
-    let results = submitter.task_wait_multi(jobs.collect(), Duration::from_millis(50));
-    assert!(start.elapsed() >= Duration::from_millis(50));
+    let results = submitter.task_wait_multi(jobs.collect(), Duration::from_millis(500));
+    assert!(start.elapsed() >= Duration::from_millis(500) && start.elapsed() < Duration::from_millis(900));
     gate.open();
     let shown: Vec<String> = results
         .into_iter()
@@ -759,7 +763,6 @@ fn progress_is_one_cell_that_the_submitter_reads_and_is_told_of() {
         .unwrap();
     let mut submitter = pool.submitter();
     let id = submitter.task(()).unwrap();
-    assert_eq!(submitter.progress(id), None);
     eventually("it is at the end", || submitter.progress(id).is_some_and(|progress| progress.done == 1000));
     assert_eq!(submitter.run_finished_for(PATIENCE), 1, "one message for all of it");
     assert_eq!(told.all_so_far(), [(id, 1000, 1000)]);
@@ -1128,7 +1131,7 @@ fn times_are_kept_where_that_is_asked_for() {
     eventually("all are recorded", || pool.task_times().unwrap().run.count() == 4);
     let times = pool.task_times().unwrap();
     assert!(times.run.quantile(0.0) >= Duration::from_micros(4900) && times.run.max() < PATIENCE, "{times:?}");
-    assert!(times.queued.max() >= Duration::from_millis(14), "the last waited for three others: {times:?}");
+    assert!(times.queued.max() >= Duration::from_millis(10), "the last waited for three others: {times:?}");
     assert!(TaskPool::builder().on_task(|_cx, ()| Ok(())).build().unwrap().task_times().is_none());
 }
 
@@ -1156,7 +1159,7 @@ fn the_oldest_queued_task_is_seen_and_looking_changes_no_order() {
     let oldest = pool.stats().oldest_queued.unwrap();
     assert!(oldest >= Duration::from_millis(5) && oldest <= before.elapsed(), "{oldest:?}");
     gate.open();
-    while pool.stats().pending > 0 {}
+    eventually("all have run, looked at all the time", || pool.stats().pending == 0);
     assert_eq!(started.all_so_far(), (0..1000).collect::<Vec<_>>());
 }
 
@@ -1190,4 +1193,197 @@ fn a_million_queued_tasks_hold_no_more_than_200_bytes_each_beside_their_payload(
     gate.open();
     finish_all(&mut submitter);
     assert_eq!(pool.stats().done, TASKS as u64);
+}
+
+/// Says when it is dropped, by a panic.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            std::panic::resume_unwind(Box::new("dropped"));
+        }
+    }
+}
+
+#[test]
+fn payloads_and_results_that_panic_when_dropped_cost_no_task_its_outcome() {
+    #[derive(Clone)]
+    struct Payload(Arc<Bomb>);
+    let pool = TaskPool::builder()
+        .task_worker_num(1)
+        .max_results(1)
+        .on_task(|cx, (what, _payload): (&'static str, Payload)| match what {
+            "fail" => bail!("no"),
+            "results" => {
+                let _ = cx.finish(None);
+                Ok(None)
+            }
+            "late" => {
+                while !cx.cancelled() {
+                    thread::yield_now();
+                }
+                Ok(Some(Bomb))
+            }
+            _ => Ok(None),
+        })
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    let outcomes = heard();
+    let payload = || Payload(Arc::new(Bomb));
+    let once = || TaskOptions::new().retry(Retry::attempts(2).when(|_| false));
+    submitter.with(once()).task_then(("fail", payload()), ends(&outcomes)).unwrap();
+    finish_until(&mut submitter, &outcomes, 1);
+    let delayed = TaskOptions::new().after(Duration::from_secs(3600));
+    let id = submitter.with(delayed).task_then(("never", payload()), ends(&outcomes)).unwrap();
+    assert!(submitter.cancel(id));
+    finish_until(&mut submitter, &outcomes, 2);
+    let late = submitter.task_wait(("late", payload()), Duration::from_millis(100));
+    assert!(matches!(late, Err(WaitError::TimedOut)));
+    drop(submitter.task_wait(("results", payload()), PATIENCE));
+    // Its payload's last owner is the task, whose frame it panics in.
+    assert_eq!(outcomes.borrow()[1], OutcomeKind::Cancelled);
+    let tasks = pool.shutdown(PATIENCE).tasks;
+    assert_eq!((tasks.accepted, tasks.cancelled, tasks.timed_out, tasks.pending), (4, 1, 1, 0), "{tasks:?}");
+    assert_balanced(&tasks);
+}
+
+#[test]
+fn a_gap_of_one_way_tasks_takes_no_memory() {
+    if let Some(child) = in_child!() {
+        common::succeeds(child);
+        return;
+    }
+    let gate = Gate::default();
+    let pool = TaskPool::builder()
+        .queue_capacity(1_000_000)
+        .on_task(|_cx, gate: Option<Gate>| Ok(gate.inspect(Gate::pass).is_some()))
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    submitter.task(Some(gate.clone())).unwrap();
+    let oneway = |submitter: &mut Submitter<_, _>, count: u32| {
+        for _ in 0..count {
+            while submitter.task_oneway(None).is_err() {
+                thread::yield_now();
+            }
+        }
+    };
+    oneway(&mut submitter, 1000);
+    eventually("all but one have run", || pool.stats().pending == 1);
+    let before = common::resident_bytes();
+    for _ in 0..100 {
+        oneway(&mut submitter, 20_000);
+        eventually("all but one have run", || pool.stats().pending == 1);
+    }
+    submitter.task_wait(None, PATIENCE).unwrap();
+    let grown = common::resident_bytes().saturating_sub(before);
+    assert!(grown < 20 << 20, "{grown} bytes for two million one-way tasks");
+    gate.open();
+    finish_all(&mut submitter);
+}
+
+#[test]
+fn a_task_workers_own_tasks_of_every_priority_have_their_turn() {
+    let (sender, ran) = events();
+    let pool = TaskPool::builder()
+        .task_worker_num(1)
+        .on_task(move |_cx, (gate, what): (Option<Gate>, _)| {
+            gate.inspect(Gate::pass);
+            Ok(sender.send(what)?)
+        })
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    let gate = Gate::default();
+    submitter.task_oneway((Some(gate.clone()), (false, Priority::Normal))).unwrap();
+    for priority in [Priority::High, Priority::Normal, Priority::Low] {
+        let options = TaskOptions::new().priority(priority);
+        for number in 0..3000 {
+            submitter.with(options.clone()).task_oneway((None, (false, priority))).unwrap();
+            if number < 10 {
+                submitter.with(options.clone().worker(0)).task_oneway((None, (true, priority))).unwrap();
+            }
+        }
+    }
+    gate.open();
+    eventually("all have run", || pool.stats().pending == 0);
+    let ran = ran.all_so_far();
+    for priority in [Priority::High, Priority::Normal, Priority::Low] {
+        let last = ran.iter().rposition(|&what| what == (true, priority)).unwrap();
+        assert!(last < 1000, "the last one of its own, {priority:?}, was number {last}");
+    }
+}
+
+#[test]
+fn a_reply_that_a_task_worker_keeps_is_finished_by_its_stop_hook_at_a_shutdown() {
+    let pool = TaskPool::builder()
+        .task_worker_num(1)
+        .task_worker(|_| Ok(Vec::new()))
+        .task_worker_stop(|_, replies: Vec<Later<u32>>| {
+            for (reply, number) in replies.into_iter().zip(0..) {
+                reply.finish(number);
+            }
+        })
+        .on_task(|cx, ()| {
+            let (kept, task) = cx.parts();
+            task.finish_later(|reply| kept.push(reply))
+        })
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    submitter.task(()).unwrap();
+    submitter.task(()).unwrap();
+    let start = Instant::now();
+    let report = pool.shutdown(PATIENCE);
+    assert!(start.elapsed() < PATIENCE / 2);
+    assert_eq!((report.tasks.done, report.tasks.abandoned), (2, 0));
+    finish_all(&mut submitter);
+}
+
+#[test]
+fn a_task_whose_reply_is_taken_away_is_not_tried_again_nor_late() {
+    let pool =
+        TaskPool::builder().on_task(|cx, ()| cx.finish_later(|reply| reply.finish(cx.attempt()))).build().unwrap();
+    let mut submitter = pool.submitter();
+    let retry = Retry::attempts(3).when(|error| panic!("nobody asks about {error}"));
+    assert_eq!(submitter.with(TaskOptions::new().retry(retry)).task_wait((), PATIENCE).unwrap(), 1);
+    let tasks = pool.shutdown(PATIENCE).tasks;
+    assert_eq!((tasks.done, tasks.late, tasks.retried), (1, 0, 0));
+}
+
+#[test]
+fn run_finished_inside_a_finish_closure_does_nothing() {
+    let pool = pool(1);
+    let mut submitter = pool.submitter();
+    let order = heard();
+    for number in 0..3 {
+        let order = Rc::clone(&order);
+        let each = move |submitter: &mut Submitter<Job, u32>, _: Finished<u32>| {
+            assert_eq!(submitter.run_finished() + submitter.run_finished_for(PATIENCE), 0);
+            Ok(order.borrow_mut().push(number))
+        };
+        submitter.task_each(Box::new(|| 0), each).unwrap();
+    }
+    finish_all(&mut submitter);
+    assert_eq!(*order.borrow(), [0, 1, 2]);
+}
+
+#[test]
+fn a_stopped_repetition_lets_go_of_its_closure_at_once() {
+    let pool = TaskPool::builder().on_task(|_cx, ()| Ok(())).build().unwrap();
+    let mut submitter = pool.submitter();
+    let held = Arc::new(());
+    let day = Duration::from_secs(24 * 60 * 60);
+    let mut every = || {
+        let held = Arc::clone(&held);
+        submitter.task_every(day, move || drop(Arc::clone(&held))).unwrap()
+    };
+    let (first, _second) = (every(), every());
+    assert_eq!(Arc::strong_count(&held), 3);
+    first.stop();
+    assert_eq!(Arc::strong_count(&held), 2);
+    drop(submitter);
+    assert_eq!(Arc::strong_count(&held), 1, "and so does one whose submitter is gone");
 }

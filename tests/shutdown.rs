@@ -68,8 +68,9 @@ fn resets_and_deadlines_at_any_moment_leave_no_task_without_one_outcome() {
         random ^= random << 17;
         let (before_reset, deadline) = (random % 40, Duration::from_micros(random / 40 % 3000));
         let received = thread::scope(|scope| {
-            let stays = scope.spawn(|| {
-                let mut client = server.client();
+            // Before the shutdown, after which nobody can connect.
+            let mut client = server.client();
+            let stays = scope.spawn(move || {
                 client.send("x\n".repeat(200));
                 client.rest().matches('\n').count() as u64
             });

@@ -107,6 +107,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
             cancel_at_end: false,
             max_results: config.max_results,
             hears_progress: callbacks.on_progress.is_some(),
+            until_drained: true,
         };
         TaskPool { pool, callbacks: Arc::new(callbacks), port_config, drain_timeout, is_shut_down: false }
     }
@@ -145,10 +146,10 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
         self.is_shut_down = true;
         self.pool.drain();
         self.pool.end();
-        self.pool.ended_by(Instant::now().checked_add(time));
+        self.pool.at_rest_by(Instant::now().checked_add(time));
         // In time, this gives up what no one can have submitted any more: nothing.
         self.pool.abandon();
-        self.pool.ended_by(Instant::now().checked_add(GRACE));
+        self.pool.at_rest_by(Instant::now().checked_add(GRACE));
         PoolReport { tasks: self.pool.stats(), task_workers_running: self.pool.loops() }
     }
 }

@@ -17,11 +17,22 @@ use crate::task::{Finished, Port, Progress, Repetition, TaskId, TaskOptions, Wit
 pub struct Submitter<T: Send + 'static, R: Send + 'static> {
     port: Port<T, R, Submitter<T, R>>,
     callbacks: Arc<Callbacks<T, R>>,
+    /// Inside `run_finished`.
+    is_running: bool,
+}
+
+/// Inside `run_finished`, however that is left.
+struct Running<'a, T: Send + 'static, R: Send + 'static>(&'a mut Submitter<T, R>);
+
+impl<T: Send + 'static, R: Send + 'static> Drop for Running<'_, T, R> {
+    fn drop(&mut self) {
+        self.0.is_running = false;
+    }
 }
 
 impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     pub(super) fn new(port: Port<T, R, Submitter<T, R>>, callbacks: Arc<Callbacks<T, R>>) -> Self {
-        Submitter { port, callbacks }
+        Submitter { port, callbacks, is_running: false }
     }
 
     /// The number in the ids of its tasks.
@@ -35,8 +46,16 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     }
 
     /// Runs the finish closures of what has come, and returns how many there were. Does not block, and leaves to the
-    /// next call what comes while they run.
+    /// next call what comes while they run. Called in one of them, it does nothing.
     pub fn run_finished(&mut self) -> usize {
+        if std::mem::replace(&mut self.is_running, true) {
+            return 0;
+        }
+        let running = Running(self);
+        running.0.run_what_is_here()
+    }
+
+    fn run_what_is_here(&mut self) -> usize {
         self.port.time_out();
         let callbacks = Arc::clone(&self.callbacks);
         let (on_finish, on_progress) = (callbacks.on_finish.as_ref(), callbacks.on_progress.as_ref());
@@ -56,7 +75,7 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     /// does. With nothing in flight it waits as well, for a [repetition](Self::task_every), say.
     pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
         match self.run_finished() {
-            0 => {
+            0 if !self.is_running => {
                 self.port.wait_for_message(timeout);
                 self.run_finished()
             }

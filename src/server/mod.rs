@@ -61,6 +61,7 @@ trait BackRoom: Send + Sync {
     fn drain(&self);
     fn end(&self);
     fn loops(&self) -> usize;
+    fn is_at_rest(&self) -> bool;
     fn abandon(&self);
     fn recycle(&self);
     fn stats(&self) -> TaskStats;
@@ -78,6 +79,10 @@ impl<T: Send + 'static, R: Send + 'static> BackRoom for Pool<T, R> {
 
     fn loops(&self) -> usize {
         Pool::loops(self)
+    }
+
+    fn is_at_rest(&self) -> bool {
+        Pool::is_at_rest(self)
     }
 
     fn abandon(&self) {
@@ -206,7 +211,7 @@ fn drain(core: &Core, back_room: &dyn BackRoom) -> ShutdownReport {
     core.registry.wake_all();
     let in_time = core.lifecycle.wait_until(|| workers() == 0) && {
         back_room.end();
-        core.lifecycle.wait_until(|| task_workers() == 0)
+        core.lifecycle.wait_until(|| back_room.is_at_rest())
     };
     // In time, this refuses and gives up what no one can have submitted any more: nothing.
     back_room.abandon();

@@ -63,18 +63,19 @@ where
         cancel_at_end: config.cancel_on_close,
         max_results: service.config.tasks.max_results,
         hears_progress: service.callbacks.on_progress.is_some(),
+        until_drained: false,
     };
     let port = service.pool.port(wake, port_config);
     let id = ConnectionId(port.number());
     let info = ConnectionInfo { id, peer_addr };
     let mailbox = core.registry.register(Mailbox::new(info, Arc::clone(sleeper.waker()), config.max_outbox));
     log::debug!("connection {id}: open, from {peer_addr}");
-    core.observe(|observer| observer.connection_opened(&info));
 
     let session = match catch(|| (service.session)(peer_addr)) {
         Ok(session) => session,
         Err(message) => return core.log_callback(id, &format!("session panicked: {}", foreign(message))),
     };
+    core.observe(|observer| observer.connection_opened(&info));
     let link = Link {
         id,
         wire: Wire { stream, outbox: Outbox::new(config.max_outbox) },

@@ -10,9 +10,9 @@ use std::time::Instant;
 use super::later::{Later, TakenAway};
 use super::options::TaskOptions;
 use super::outcome::{Progress, TaskId};
-use super::queue::{Job, Task};
-use super::reply::{NotTaken, Ticket};
-use super::room::Room;
+use super::port::far;
+use super::reply::NotTaken;
+use super::room::{Further, Room};
 use crate::error::{FinishError, NotFinished, TaskError, TryTaskError};
 use crate::stats::OpenLedger;
 
@@ -203,9 +203,6 @@ impl<T: Send + 'static, R: Send + 'static, O> TaskInfo<T, R, O> {
 
     fn submit(&self, data: T, options: Option<&TaskOptions<T>>, one_way: bool) -> Result<TaskId, TryTaskError<T>> {
         let crew = &self.room.crew;
-        if crew.is_draining() {
-            return Err(TryTaskError::new(TaskError::ShuttingDown, data));
-        }
         if self.room.queue.is_full_at(self.room.queue.len()) {
             return Err(TryTaskError::new(TaskError::QueueFull, data));
         }
@@ -216,26 +213,13 @@ impl<T: Send + 'static, R: Send + 'static, O> TaskInfo<T, R, O> {
         let Some(reply_to) = crew.reply_address(self.worker_index) else {
             return Err(TryTaskError::new(TaskError::ShuttingDown, data));
         };
-        if !one_way && !reply_to.expect_foreign() {
-            return Err(TryTaskError::new(TaskError::TooManyInFlight, data));
-        }
-        let now = Instant::now();
         let id = TaskId { submitter: self.number, sequence: self.sequence.get() + 1 };
-        let (extra, place) = options.map(|options| options.settle(now)).unwrap_or_default();
-        let due = options.and_then(|options| options.after).map(|after| super::port::far(now, after));
-        let ticket = Ticket { id, queued_at: now, reply_to, one_way };
-        match self.room.accept(Task { job: Job::OnTask(data), ticket, extra }, place, due, &self.ledger) {
-            Ok(_) => {
-                self.sequence.set(id.sequence);
-                Ok(id)
-            }
-            Err((reason, task)) => {
-                if !one_way {
-                    task.ticket.reply_to.forget_foreign();
-                }
-                Err(TryTaskError::new(reason, task.job.into_payload()))
-            }
-        }
+        let due = options.and_then(|options| options.after).map(|after| far(Instant::now(), after));
+        let further = Further { id, reply_to, one_way };
+        let accepted = self.room.accept_further(further, data, options, due, &self.ledger);
+        accepted.map_err(|(reason, data)| TryTaskError::new(reason, data))?;
+        self.sequence.set(id.sequence);
+        Ok(id)
     }
 }
 

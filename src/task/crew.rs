@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Wake;
 use super::idle::Idle;
-use super::outcome::{Ended, Outcome, OutcomeKind, Progress, Run, TaskId};
+use super::outcome::{Ended, Outcome, Progress, Run, TaskId};
 use super::reply::{Decided, NotTaken, ReplyAddress, Ticket};
 use crate::logging::{LogLimit, foreign};
 use crate::observer::Observer;
@@ -77,6 +77,8 @@ enum Running<R> {
 
 struct Later<R> {
     tasks: HashMap<TaskId, Started<R>>,
+    /// How many are being finished, and have yet to be counted to the end.
+    finishing: usize,
     /// Written under this lock, whoever finishes.
     ledger: OpenLedger,
 }
@@ -100,7 +102,7 @@ impl<R> Crew<R> {
     ) -> Crew<R> {
         Crew {
             slots: (0..workers).map(|_| Slot(Mutex::new(Running::Nothing))).collect(),
-            later: Mutex::new(Later { tasks: HashMap::new(), ledger: books.open() }),
+            later: Mutex::new(Later { tasks: HashMap::new(), finishing: 0, ledger: books.open() }),
             idle: Idle::new(workers),
             draining: AtomicBool::new(false),
             ending: AtomicBool::new(false),
@@ -137,16 +139,16 @@ impl<R> Crew<R> {
     #[inline]
     pub(super) fn announce(&self, decided: Decided<R>, ledger: &Ledger) {
         let (id, kind) = (decided.id, decided.kind);
+        self.observe(|observer| observer.task_ended(id, kind));
         decided.rouse(ledger);
-        self.ended(id, kind);
+        self.fewer_pending();
     }
 
-    /// One task less is pending. The caller has put a full fence between counting its outcome and this: either it sees
-    /// that the crew is to end, or whoever says so sees the outcome counted; and of those who end their tasks at the
-    /// same time, the last sees what all have counted.
+    /// The outcome of a task was decided, or it was not accepted after all. The caller has put a full fence between
+    /// counting that and this: either it sees that the crew is to end, or whoever says so sees it counted; and of those
+    /// who end their tasks at the same time, the last sees what all have counted.
     #[inline]
-    pub(super) fn ended(&self, id: TaskId, kind: OutcomeKind) {
-        self.observe(|observer| observer.task_ended(id, kind));
+    pub(super) fn fewer_pending(&self) {
         if self.ending.load(Ordering::Relaxed) && self.is_over() {
             self.notify();
         }
@@ -200,14 +202,28 @@ impl<R> Crew<R> {
     /// Takes a started task away from whoever was to decide it.
     pub(super) fn claim(&self, id: TaskId) -> Option<Started<R>> {
         // In this order: a reply may be taken away meanwhile.
-        let running = self.slots.iter().find_map(|slot| slot.claim(|ticket| ticket.id == id));
+        let running = self.slots.iter().find_map(|slot| slot.claim_and(|ticket| ticket.id == id, |started| started));
         running.or_else(|| self.later.lock().tasks.remove(&id))
     }
 
-    pub(super) fn claim_all(&self) -> Vec<Started<R>> {
-        let mut claimed: Vec<_> = self.slots.iter().filter_map(|slot| slot.claim(|_| true)).collect();
-        claimed.extend(self.later.lock().tasks.drain().map(|(_, started)| started));
-        claimed
+    /// Gives up all tasks that have started.
+    pub(super) fn abandon_started(&self, ledger: &Ledger) {
+        let abandon = |started: Started<R>| {
+            let ran = Some((started.worker_index, started.run(Instant::now())));
+            started.ticket.decide(Ended::Task(Outcome::Abandoned), ran, ledger)
+        };
+        for slot in &self.slots {
+            if let Some(decided) = slot.claim_and(|_| true, abandon) {
+                self.announce(decided, ledger);
+            }
+        }
+        let decided: Vec<_> = {
+            let mut later = self.later.lock();
+            later.tasks.drain().map(|(_, started)| abandon(started)).collect()
+        };
+        for decided in decided {
+            self.announce(decided, ledger);
+        }
     }
 
     /// Whether the outcome of the task on this task worker was decided by somebody else.
@@ -293,20 +309,26 @@ impl<R> Crew<R> {
     pub(super) fn end_later(&self, id: TaskId, ended: Ended<R>) {
         let now = Instant::now();
         let mut later = self.later.lock();
-        match later.tasks.remove(&id) {
+        let (decided, too_late) = match later.tasks.remove(&id) {
             Some(started) => {
-                let ended = started.in_time(ended, now);
+                let (ended, too_late) = in_time(started.deadline, ended, now);
                 let ran = Some((started.worker_index, started.run(now)));
-                let decided = started.ticket.decide(ended, ran, &later.ledger);
-                drop(later);
-                self.announce(decided, &self.books.open());
+                (Some(started.ticket.decide(ended, ran, &later.ledger)), too_late)
             }
-            None => {
-                later.ledger.late.add(1);
-                drop(later);
-                let _ = catch(|| drop(ended));
-            }
+            None => (None, Some(ended)),
+        };
+        later.ledger.late.add(u64::from(too_late.is_some()));
+        later.finishing += 1;
+        drop(later);
+
+        // What is dropped is users'.
+        let _ = catch(|| drop(too_late));
+        if let Some(decided) = decided {
+            self.announce(decided, &self.books.open());
         }
+        self.later.lock().finishing -= 1;
+        fence(Ordering::SeqCst);
+        self.fewer_pending();
     }
 
     pub(super) fn is_decided_later(&self, id: TaskId) -> bool {
@@ -325,14 +347,15 @@ impl<R> Crew<R> {
 }
 
 impl<R> Slot<R> {
-    fn claim(&self, is_it: impl FnOnce(&Ticket<R>) -> bool) -> Option<Started<R>> {
+    /// Takes its task away from the task worker, and does `what` with it before anybody else can look.
+    fn claim_and<X>(&self, is_it: impl FnOnce(&Ticket<R>) -> bool, what: impl FnOnce(Started<R>) -> X) -> Option<X> {
         let mut running = self.0.lock();
         let reply_to = match &*running {
             Running::Task(started) if is_it(&started.ticket) => Arc::clone(&started.ticket.reply_to),
             _ => return None,
         };
         match std::mem::replace(&mut *running, Running::Decided(reply_to)) {
-            Running::Task(started) => Some(started),
+            Running::Task(started) => Some(what(started)),
             _ => None,
         }
     }
@@ -342,13 +365,13 @@ impl<R> Started<R> {
     pub(super) fn run(&self, ended: Instant) -> Run {
         Run { queued_at: self.ticket.queued_at, started: self.started, ended }
     }
+}
 
-    /// What comes after the deadline is too late, even where nobody has looked yet.
-    fn in_time(&self, ended: Ended<R>, now: Instant) -> Ended<R> {
-        match self.deadline {
-            Some(deadline) if deadline <= now => Ended::Task(Outcome::TimedOut),
-            _ => ended,
-        }
+/// What comes after the deadline is too late, even where nobody has looked yet: the outcome, and what came too late.
+pub(super) fn in_time<R>(deadline: Option<Instant>, ended: Ended<R>, now: Instant) -> (Ended<R>, Option<Ended<R>>) {
+    match deadline {
+        Some(deadline) if deadline <= now => (Ended::Task(Outcome::TimedOut), Some(ended)),
+        _ => (ended, None),
     }
 }
 
@@ -379,9 +402,19 @@ impl<R> Crew<R> {
         self.notify();
     }
 
-    /// Whether a loop that finds nothing to do is to end.
+    /// Whether a loop that finds nothing to do is to end: no task can come any more. Replies that were taken away are
+    /// not waited for here, since a task worker's own state may hold them.
     pub(super) fn is_over(&self) -> bool {
-        self.is_expired() || self.ending.load(Ordering::Relaxed) && self.books.read().pending() == 0
+        self.is_expired() || self.ending.load(Ordering::Relaxed) && self.pending() <= self.later() as u64
+    }
+
+    /// Whether all loops have ended, and nothing is pending.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.loops() == 0 && self.pending() == 0 && self.later.lock().finishing == 0
+    }
+
+    fn pending(&self) -> u64 {
+        self.books.read().pending()
     }
 
     /// Has everybody look whether it is over.
@@ -391,6 +424,7 @@ impl<R> Crew<R> {
         // Whoever waits holds the lock between looking and sleeping; taking it here, no one is missed.
         drop(self.loops.lock());
         self.changed.notify_all();
+        self.owner.wake();
     }
 
     /// Waits so long for it to be over.
@@ -406,17 +440,18 @@ impl<R> Crew<R> {
         *self.loops.lock()
     }
 
-    /// Waits so long for all loops to end.
-    pub(super) fn ended_by(&self, deadline: Option<Instant>) -> bool {
+    /// Waits until then for all to be at rest.
+    pub(super) fn at_rest_by(&self, deadline: Option<Instant>) -> bool {
+        let at_rest = |loops: &usize| *loops == 0 && self.pending() == 0 && self.later.lock().finishing == 0;
         let mut loops = self.loops.lock();
-        while *loops > 0 {
+        while !at_rest(&loops) {
             match deadline {
                 Some(deadline) if self.changed.wait_until(&mut loops, deadline).timed_out() => break,
                 Some(_) => {}
                 None => self.changed.wait(&mut loops),
             }
         }
-        *loops == 0
+        at_rest(&loops)
     }
 
     /// A loop has ended.

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::outcome::{Finished, Progress, Returned, TaskId};
-use super::timer::Key;
 use crate::error::TaskFailure;
 
 /// A task that was submitted and whose outcome was not delivered yet. `C` is who gets it: a connection, say.
@@ -35,8 +34,6 @@ pub(super) type Each<R, C> = Box<dyn FnMut(&mut C, Finished<R>) -> anyhow::Resul
 #[derive(Default)]
 pub(super) struct Special {
     pub(super) deadline: Option<Instant>,
-    /// Where the timer keeps it until its time has come.
-    pub(super) delayed: Option<Key>,
     /// Takes no place in order, and none among the tasks in flight.
     pub(super) apart: bool,
 }

@@ -30,10 +30,11 @@ impl<F> Flights<F> {
     /// The sequence must be higher than any before.
     #[inline]
     pub(super) fn insert(&mut self, sequence: u64, flight: F) {
-        if self.window.is_empty() {
+        // One-way tasks leave gaps.
+        if self.window.is_empty() || sequence - self.first > (self.window.len() + SHORT) as u64 {
+            self.empty_window();
             self.first = sequence;
         }
-        // One-way tasks leave gaps.
         while self.first + (self.window.len() as u64) < sequence {
             self.window.push_back(None);
         }
@@ -49,6 +50,16 @@ impl<F> Flights<F> {
     fn slide(&mut self) {
         while self.window.len() > SHORT / 2 + self.len {
             if let Some(Some(straggler)) = self.window.pop_front() {
+                self.stragglers.insert(self.first, straggler);
+            }
+            self.first += 1;
+        }
+    }
+
+    #[cold]
+    fn empty_window(&mut self) {
+        for flight in std::mem::take(&mut self.window) {
+            if let Some(straggler) = flight {
                 self.stragglers.insert(self.first, straggler);
             }
             self.first += 1;
@@ -88,6 +99,12 @@ impl<F> Flights<F> {
         window.map(|(sequence, _)| sequence).chain(self.stragglers.keys().copied()).collect()
     }
 
+    /// Takes all out.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = F> + use<F> {
+        let Flights { window, stragglers, .. } = std::mem::replace(self, Flights::new());
+        window.into_iter().flatten().chain(stragglers.into_values())
+    }
+
     /// Gives back what a burst has left allocated.
     pub(super) fn release(&mut self) {
         if self.len == 0 {
@@ -111,7 +128,7 @@ mod tests {
             let mut last = 0;
             for (inserts, number) in steps {
                 if inserts {
-                    last += 1 + u64::from(number % 3 == 0);
+                    last += 1 + u64::from(number % 3 == 0) + u64::from(number % 64 == 0) * 1000;
                     flights.insert(last, number);
                     map.insert(last, number);
                 } else {

@@ -125,9 +125,14 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
         self.room.crew.loops()
     }
 
-    /// Waits so long for all of them to end.
-    pub(crate) fn ended_by(&self, deadline: Option<Instant>) -> bool {
-        self.room.crew.ended_by(deadline)
+    /// Whether all have ended, and nothing is pending.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.room.crew.is_at_rest()
+    }
+
+    /// Waits until then for that.
+    pub(crate) fn at_rest_by(&self, deadline: Option<Instant>) -> bool {
+        self.room.crew.at_rest_by(deadline)
     }
 
     /// Waits no longer: takes no more tasks, and gives up those that wait or run. A thread that runs one
@@ -174,7 +179,7 @@ impl<T: Send + 'static, R: Send + 'static> Drop for Pool<T, R> {
         let patience = if self.room.crew.is_expired() { Duration::ZERO } else { DROP_PATIENCE };
         self.drain();
         self.abandon();
-        if self.ended_by(Instant::now().checked_add(patience)) {
+        if self.at_rest_by(Instant::now().checked_add(patience)) {
             self.threads.join();
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Wake;
 use super::bell::Bell;
-use super::flight::{Delivery, Finish, Flight, Special, What};
+use super::flight::{Delivery, Each, Finish, Flight, Special, What};
 use super::flights::Flights;
 use super::options::TaskOptions;
 use super::order::Order;
@@ -16,6 +16,7 @@ use super::queue::{Job, Place, Task};
 use super::reply::{Limits, Message, ReplyAddress, Ticket, orphan};
 use super::room::{Room, new_number};
 use crate::error::TaskError;
+use crate::panic::catch;
 use crate::stats::{Ledger, OpenLedger};
 
 /// Belongs to one thread. `C` is who uses it, and is lent to the finish closures.
@@ -41,6 +42,8 @@ pub(crate) struct Port<T, R, C> {
     pub(crate) open: bool,
     /// The stamp of what is submitted now; taken when first needed.
     now: Option<Instant>,
+    /// Those that are to end with it.
+    repetitions: Vec<TaskId>,
     /// So many tasks may be submitted before it looks again how many wait.
     credit: usize,
     /// Found the queue full after submitting, has not seen room since, and waits to be woken in this round.
@@ -69,6 +72,8 @@ pub(crate) struct PortConfig {
     pub(crate) max_results: usize,
     /// Somebody wants to hear of progress.
     pub(crate) hears_progress: bool,
+    /// Task workers may end while it still submits, so it is refused from then on.
+    pub(crate) until_drained: bool,
 }
 
 /// When a task is refused.
@@ -110,6 +115,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             config,
             open: true,
             now: None,
+            repetitions: Vec::new(),
             credit: 0,
             held_back: None,
             bell: None,
@@ -147,13 +153,18 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if let Some(reason) = self.refusal(when_full, waiting, matches!(heard, Some(Finish::Waited))) {
             return Err((reason, job));
         }
+        if options.is_some_and(|options| options.deadline.is_some() || options.after.is_some()) {
+            // Those times count from now, and not from when this batch began.
+            self.now = None;
+        }
         let now = *self.now.get_or_insert_with(Instant::now);
         let id = TaskId { submitter: self.address.number, sequence: self.sequence + 1 };
         let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&self.address), one_way: heard.is_none() };
         let accepted = match options {
             None => {
                 let task = Task { job, ticket, extra: None };
-                self.room.accept(task, Place::default(), None, &self.ledger).map(|_| None)
+                let until_drained = self.config.until_drained;
+                self.room.accept(task, Place::default(), None, until_drained, &self.ledger).map(|()| None)
             }
             Some(options) => self.accept_with(options, job, ticket, now),
         };
@@ -186,9 +197,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let (extra, place) = options.settle(now);
         let deadline = extra.as_ref().and_then(|extra| extra.deadline);
         let due = options.after.map(|after| far(now, after));
-        let delayed = self.room.accept(Task { job, ticket, extra }, place, due, &self.ledger)?;
-        let is_special = deadline.is_some() || delayed.is_some();
-        Ok(is_special.then(|| Box::new(Special { deadline, delayed, apart: delayed.is_some() })))
+        let task = Task { job, ticket, extra };
+        self.room.accept(task, place, due, self.config.until_drained, &self.ledger)?;
+        let is_special = deadline.is_some() || due.is_some();
+        Ok(is_special.then(|| Box::new(Special { deadline, apart: due.is_some() })))
     }
 
     #[inline]
@@ -247,8 +259,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let hard_cap = self.config.max_in_flight.saturating_mul(HARD_LIMIT);
         let at_cap = match when_full {
             _ if waited => false,
-            WhenFull::RefuseAtCap => self.counted >= self.config.max_in_flight,
-            WhenFull::Defer | WhenFull::Refuse => self.flights.len() >= hard_cap,
+            WhenFull::RefuseAtCap if self.counted >= self.config.max_in_flight => true,
+            _ => self.flights.len() >= hard_cap,
         };
         if at_cap {
             Some(TaskError::TooManyInFlight)
@@ -282,6 +294,15 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let queue = &self.room.queue;
         let round = bell.round;
         bell.bell.wait_until(deadline, || queue.has_room() || Some(queue.rounds()) != round)
+    }
+
+    /// A repetition that is to end with this.
+    pub(super) fn keep_repetition(&mut self, id: TaskId) {
+        if self.repetitions.len() >= 64 && self.repetitions.len().is_power_of_two() {
+            // Those that have ended meanwhile.
+            self.repetitions.retain(|&id| self.room.timer.holds(id));
+        }
+        self.repetitions.push(id);
     }
 
     /// Registers first and looks second; whoever drains the queue takes first and looks for us second.
@@ -410,7 +431,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
     }
 
-    fn put_back(&mut self, id: TaskId, closure: super::flight::Each<R, C>) {
+    fn put_back(&mut self, id: TaskId, closure: Each<R, C>) {
+        if id.submitter != self.address.number {
+            return;
+        }
         if let Some(Flight { finish: Finish::Each(each), .. }) = self.flights.get_mut(id.sequence) {
             *each = Some(closure);
         }
@@ -507,9 +531,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if flight.ended {
             return false;
         }
-        let delayed = flight.special.as_ref().and_then(|special| special.delayed);
-        if delayed.is_some_and(|key| self.room.timer.remove(key).is_some()) {
+        if let Some(delayed) = self.room.timer.remove(id) {
             self.put_decided(id, outcome, None);
+            // The payload's own drop may panic.
+            let _ = catch(|| drop(delayed));
             return true;
         }
         // Struck first and looked for second; whoever takes a task out of the queue shows that it has started first,
@@ -559,7 +584,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.put_all_aside();
         self.put_aside(Message::Finished(Finished { id, outcome, is_last: true, worker_index, run }));
         fence(Ordering::SeqCst);
-        self.room.crew.ended(id, kind);
+        self.room.crew.observe(|observer| observer.task_ended(id, kind));
+        self.room.crew.fewer_pending();
     }
 }
 
@@ -569,6 +595,13 @@ impl<T, R, C> Drop for Port<T, R, C> {
         let held = self.order.take().into_iter().flat_map(Order::into_held);
         for message in self.aside.drain(..).chain(held) {
             orphan(message, &self.ledger);
+        }
+        for id in self.repetitions.drain(..) {
+            // What it holds is users', and so are the closures that follow; each drop may panic.
+            let _ = catch(|| drop(self.room.timer.remove(id)));
+        }
+        for flight in self.flights.drain() {
+            let _ = catch(|| drop(flight));
         }
     }
 }

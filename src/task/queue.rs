@@ -160,8 +160,9 @@ impl<T, R> Queue<T, R> {
             return self.shared.get(Priority::Normal)?.take();
         }
         let own = &self.own[seat.index];
-        // Turn and turn about, so that neither starves the other.
-        let places = if seat.taken % 2 == 0 { [own, &self.shared] } else { [&self.shared, own] };
+        // Turn and turn about, so that neither starves the other; in each round the other way round, or else the guard's
+        // turns would always begin with the same.
+        let places = if (seat.taken + seat.taken / GUARD) % 2 == 0 { [own, &self.shared] } else { [&self.shared, own] };
         let task = seat
             .order()
             .into_iter()

@@ -1,15 +1,15 @@
 //! Tasks that are submitted again and again, by the timer.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::options::TaskOptions;
 use super::outcome::TaskId;
-use super::queue::{Job, Task};
-use super::reply::{ReplyAddress, Ticket};
-use super::room::Room;
+use super::port::far;
+use super::reply::ReplyAddress;
+use super::room::{Further, Room};
 use crate::logging::foreign;
 use crate::panic::catch;
 use crate::stats::Ledger;
@@ -20,12 +20,23 @@ use crate::stats::Ledger;
 pub struct Repetition {
     number: u64,
     stopped: Arc<AtomicBool>,
+    /// Where the timer is that keeps it.
+    keeper: Weak<dyn Keeper>,
+}
+
+/// Who keeps repetitions, whatever the types of their tasks.
+pub(super) trait Keeper: Send + Sync {
+    /// Lets go of a repetition, if it is not just firing.
+    fn forget(&self, id: TaskId);
 }
 
 impl Repetition {
     /// No further task is submitted; those that were go on. May be called from anywhere, and again.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
+        if let Some(keeper) = self.keeper.upgrade() {
+            keeper.forget(repetition_id(self.number));
+        }
     }
 
     /// The [`submitter`](TaskId::submitter) in the ids of its tasks.
@@ -40,6 +51,14 @@ impl fmt::Debug for Repetition {
         f.debug_struct("Repetition").field("number", &self.number).field("stopped", &stopped).finish()
     }
 }
+
+/// What the timer knows a repetition by; its tasks have sequences from 1.
+pub(super) fn repetition_id(number: u64) -> TaskId {
+    TaskId { submitter: number, sequence: 0 }
+}
+
+/// A shorter period than this is taken for this.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// The timer's side of it.
 pub(super) struct Repeating<T, R> {
@@ -59,10 +78,16 @@ impl<T, R> Repeating<T, R> {
         make: Box<dyn FnMut() -> T + Send>,
         options: TaskOptions<T>,
         reply_to: Arc<ReplyAddress<R>>,
+        keeper: Weak<dyn Keeper>,
     ) -> (Repeating<T, R>, Repetition) {
         let stopped = Arc::new(AtomicBool::new(false));
-        let handle = Repetition { number, stopped: Arc::clone(&stopped) };
+        let handle = Repetition { number, stopped: Arc::clone(&stopped), keeper };
+        let period = period.max(SHORTEST);
         (Repeating { number, sequence: 0, period, make, options, reply_to, stopped }, handle)
+    }
+
+    pub(super) fn id(&self) -> TaskId {
+        repetition_id(self.number)
     }
 
     /// When it is due again. Firings that were missed are left out.
@@ -70,7 +95,7 @@ impl<T, R> Repeating<T, R> {
         let now = Instant::now();
         match due.checked_add(self.period) {
             Some(next) if next > now => next,
-            _ => now + self.period,
+            _ => far(now, self.period),
         }
     }
 }
@@ -81,15 +106,14 @@ impl<T: Send + 'static, R: Send + 'static> Repeating<T, R> {
         if self.stopped.load(Ordering::Relaxed) || self.reply_to.is_gone() {
             return false;
         }
-        if room.queue.is_full_at(room.queue.len()) || !self.reply_to.expect_foreign() {
+        if room.queue.is_full_at(room.queue.len()) || self.reply_to.has_many_foreign() {
             return true;
         }
-        let submitted = catch(&mut self.make).map(|payload| self.submit(payload, room, ledger));
-        if !matches!(submitted, Ok(true)) {
-            self.reply_to.forget_foreign();
-        }
-        match submitted {
-            Ok(goes_on) => goes_on,
+        match catch(&mut self.make) {
+            Ok(payload) => {
+                self.submit(payload, room, ledger);
+                true
+            }
             Err(message) => {
                 log::error!("a repetition panicked, and ends: {}", foreign(message));
                 false
@@ -97,13 +121,13 @@ impl<T: Send + 'static, R: Send + 'static> Repeating<T, R> {
         }
     }
 
-    fn submit(&mut self, payload: T, room: &Arc<Room<T, R>>, ledger: &Ledger) -> bool {
-        let now = Instant::now();
-        let id = TaskId { submitter: self.number, sequence: self.sequence + 1 };
-        let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&self.reply_to), one_way: false };
-        let (extra, place) = self.options.settle(now);
-        let accepted = room.accept(Task { job: Job::OnTask(payload), ticket, extra }, place, None, ledger).is_ok();
-        self.sequence += u64::from(accepted);
-        accepted
+    fn submit(&mut self, payload: T, room: &Arc<Room<T, R>>, ledger: &Ledger) {
+        let ids = TaskId { submitter: self.number, sequence: self.sequence + 1 };
+        let further = Further { id: ids, reply_to: Arc::clone(&self.reply_to), one_way: false };
+        // Refused only where others were faster, or a shutdown was: then this firing is left out.
+        match room.accept_further(further, payload, Some(&self.options), None, ledger) {
+            Ok(()) => self.sequence += 1,
+            Err((_, payload)) => drop(catch(|| drop(payload))),
+        }
     }
 }

@@ -133,6 +133,9 @@ impl<R> ReplyAddress<R> {
     /// Whoever takes an outcome out counts it, so each is counted once.
     fn orphan(&self, ledger: &Ledger) {
         while let Ok(message) = self.receiver.try_recv() {
+            if message.ends().is_some_and(|id| id.submitter != self.number) {
+                self.forget_foreign();
+            }
             orphan(message, ledger);
         }
     }
@@ -166,6 +169,10 @@ impl<R> ReplyAddress<R> {
             self.forget_foreign();
         }
         before < self.limits.foreign
+    }
+
+    pub(super) fn has_many_foreign(&self) -> bool {
+        self.foreign() >= self.limits.foreign
     }
 
     pub(super) fn forget_foreign(&self) {

@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use super::crew::Crew;
 use super::options::TaskOptions;
-use super::outcome::{Ended, Outcome};
-use super::queue::{Extra, Place, Queue, Task};
-use super::timer::{Due, Key, NoTimer, Timer};
+use super::outcome::{Ended, Outcome, TaskId};
+use super::queue::{Extra, Job, Place, Queue, Task};
+use super::repetition::Keeper;
+use super::reply::{ReplyAddress, Ticket};
+use super::timer::{Due, NoTimer, Timer};
 use crate::error::TaskError;
 use crate::panic::catch;
 use crate::stats::Ledger;
@@ -20,6 +22,14 @@ pub(super) struct Room<T, R> {
     pub(super) timer: Timer<T, R>,
     /// No task is taken any more, not even from the timer.
     closed: AtomicBool,
+}
+
+/// What a task has that is submitted in the name of a submitter.
+pub(super) struct Further<R> {
+    pub(super) id: TaskId,
+    pub(super) reply_to: Arc<ReplyAddress<R>>,
+    /// The submitter is not to hear of it.
+    pub(super) one_way: bool,
 }
 
 /// Never reset, so that no two submitters of a process share a number.
@@ -50,34 +60,77 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     }
 
     /// The one way in: accepts a task, to be queued now or when it is `due`. Never waits. An error hands it back.
-    #[inline]
+    ///
+    /// `until_drained`: refuses it once a shutdown has begun, and so does not let one in that no task worker would see.
+    /// A connection need not ask for that: task workers do not end before it has.
     pub(super) fn accept(
         self: &Arc<Self>,
         task: Task<T, R>,
         place: Place,
         due: Option<Instant>,
+        until_drained: bool,
         ledger: &Ledger,
-    ) -> Result<Option<Key>, (TaskError, Task<T, R>)> {
+    ) -> Result<(), (TaskError, Task<T, R>)> {
         if self.closed.load(Ordering::Relaxed) {
             return Err((TaskError::ShuttingDown, task));
         }
+        if due.is_some() {
+            if self.timer.tasks() >= self.queue.hard_limit() {
+                return Err((TaskError::QueueFull, task));
+            }
+            if let Err(why) = Timer::is_ready(self) {
+                return Err((why.into(), task));
+            }
+        }
+        ledger.accepted.add(1);
+        if until_drained {
+            // Either we see that it is drained, or who ends the task workers sees this task counted.
+            fence(Ordering::SeqCst);
+            if self.crew.is_draining() {
+                ledger.accepted.take_back(1);
+                self.crew.fewer_pending();
+                return Err((TaskError::ShuttingDown, task));
+            }
+        }
         let id = task.ticket.id;
-        let key = match due {
-            None => {
-                ledger.accepted.add(1);
-                self.crew.observe(|observer| observer.task_accepted(id));
-                self.queue_up(task, place, ledger);
-                None
-            }
+        self.crew.observe(|observer| observer.task_accepted(id));
+        match due {
+            None => self.queue_up(task, place, ledger),
             Some(due) => {
-                let accepted = || ledger.accepted.add(1);
-                let kept = Timer::insert(self, due, Box::new(task), place, accepted);
-                let key = kept.map_err(|(why, task)| (why.into(), *task))?;
-                self.crew.observe(|observer| observer.task_accepted(id));
-                Some(key)
+                if let Err(task) = Timer::insert(self, due, Box::new(task), place) {
+                    // A shutdown has begun meanwhile.
+                    self.give_up(*task, Outcome::Cancelled, ledger);
+                }
             }
-        };
-        Ok(key)
+        }
+        Ok(())
+    }
+
+    /// Accepts a task that somebody else submits in the name of a submitter. An error hands its payload back.
+    pub(super) fn accept_further(
+        self: &Arc<Self>,
+        further: Further<R>,
+        payload: T,
+        options: Option<&TaskOptions<T>>,
+        due: Option<Instant>,
+        ledger: &Ledger,
+    ) -> Result<(), (TaskError, T)> {
+        let Further { id, reply_to, one_way } = further;
+        if !one_way && !reply_to.expect_foreign() {
+            return Err((TaskError::TooManyInFlight, payload));
+        }
+        let now = Instant::now();
+        let (extra, place) = options.map(|options| options.settle(now)).unwrap_or_default();
+        let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&reply_to), one_way };
+        let task = Task { job: Job::OnTask(payload), ticket, extra };
+        self.accept(task, place, due, true, ledger).map_err(|(reason, task)| {
+            if !one_way {
+                // It may have waited for this one to end.
+                reply_to.forget_foreign();
+                reply_to.rouse(ledger);
+            }
+            (reason, task.job.into_payload())
+        })
     }
 
     /// Queues a task that was accepted, and wakes a task worker for it.
@@ -119,11 +172,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         self.crew.expire();
         fence(Ordering::SeqCst);
         self.abandon_queued(ledger);
-        for started in self.crew.claim_all() {
-            let ran = Some((started.worker_index, started.run(Instant::now())));
-            let decided = started.ticket.decide(Ended::Task(Outcome::Abandoned), ran, ledger);
-            self.crew.announce(decided, ledger);
-        }
+        self.crew.abandon_started(ledger);
         self.queue.wake_waiting();
     }
 
@@ -142,6 +191,13 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
             Err(outcome) => drop(catch(|| drop(outcome))),
         }
         let _ = catch(|| drop((job, extra)));
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static> Keeper for Room<T, R> {
+    fn forget(&self, id: TaskId) {
+        // What it holds is users'.
+        let _ = catch(|| drop(self.timer.remove(id)));
     }
 }
 

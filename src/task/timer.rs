@@ -6,7 +6,9 @@ use std::thread;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
+use rustc_hash::FxHashMap;
 
+use super::outcome::TaskId;
 use super::queue::{Place, Task};
 use super::repetition::Repeating;
 use super::room::Room;
@@ -22,6 +24,8 @@ pub(super) struct Timer<T, R> {
 
 struct State<T, R> {
     due: BTreeMap<Key, Due<T, R>>,
+    /// Where each thing in `due` is, by [`Due::id`].
+    keys: FxHashMap<TaskId, Key>,
     /// The number of the last key.
     last: u64,
     /// How many tasks are in `due`.
@@ -31,13 +35,22 @@ struct State<T, R> {
 }
 
 /// When something is due, and a number that makes it unique.
-pub(super) type Key = (Instant, u64);
+type Key = (Instant, u64);
 
 pub(super) enum Due<T, R> {
     /// A task is to be queued.
     Task(Box<Task<T, R>>, Place),
     /// The next task of a repetition is to be made.
     Repetition(Box<Repeating<T, R>>),
+}
+
+impl<T, R> Due<T, R> {
+    fn id(&self) -> TaskId {
+        match self {
+            Due::Task(task, _) => task.ticket.id,
+            Due::Repetition(repeating) => repeating.id(),
+        }
+    }
 }
 
 /// Why something was not taken.
@@ -50,7 +63,14 @@ pub(super) enum NoTimer {
 
 impl<T, R> Timer<T, R> {
     pub(super) fn new() -> Timer<T, R> {
-        let state = State { due: BTreeMap::new(), last: 0, tasks: 0, started: false, closed: false };
+        let state = State {
+            due: BTreeMap::new(),
+            keys: FxHashMap::default(),
+            last: 0,
+            tasks: 0,
+            started: false,
+            closed: false,
+        };
         Timer { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -59,19 +79,17 @@ impl<T, R> Timer<T, R> {
         self.state.lock().tasks
     }
 
-    /// Takes a task back before its time; `None` if that has come.
-    pub(super) fn remove(&self, key: Key) -> Option<Box<Task<T, R>>> {
+    /// Takes a task, or a repetition, back before its time; `None` if that has come.
+    pub(super) fn remove(&self, id: TaskId) -> Option<Due<T, R>> {
         let mut state = self.state.lock();
-        match state.due.remove(&key)? {
-            Due::Task(task, _) => {
-                state.tasks -= 1;
-                Some(task)
-            }
-            repetition => {
-                state.due.insert(key, repetition);
-                None
-            }
-        }
+        let key = state.keys.remove(&id)?;
+        let due = state.due.remove(&key)?;
+        state.tasks -= usize::from(matches!(due, Due::Task(..)));
+        Some(due)
+    }
+
+    pub(super) fn holds(&self, id: TaskId) -> bool {
+        self.state.lock().keys.contains_key(&id)
     }
 
     /// Takes nothing more, and hands back all that is left.
@@ -80,6 +98,7 @@ impl<T, R> Timer<T, R> {
             let mut state = self.state.lock();
             state.closed = true;
             state.tasks = 0;
+            state.keys.clear();
             std::mem::take(&mut state.due)
         };
         self.changed.notify_all();
@@ -105,27 +124,32 @@ impl<T, R> Timer<T, R> {
 impl<T, R> State<T, R> {
     fn take_first(&mut self) -> Option<(Instant, Due<T, R>)> {
         let ((due, _), what) = self.due.pop_first()?;
+        self.keys.remove(&what.id());
         self.tasks -= usize::from(matches!(what, Due::Task(..)));
         Some((due, what))
     }
 }
 
 impl<T: Send + 'static, R: Send + 'static> Timer<T, R> {
-    /// Keeps a task until it is due. Calls `accepted` before anybody else can see it.
+    /// Whether it can take something; its thread is started when it first is to.
+    pub(super) fn is_ready(room: &Arc<Room<T, R>>) -> Result<(), NoTimer> {
+        room.timer.state.lock().make_ready(room)
+    }
+
+    /// Keeps a task until it is due.
     pub(super) fn insert(
         room: &Arc<Room<T, R>>,
         due: Instant,
         task: Box<Task<T, R>>,
         place: Place,
-        accepted: impl FnOnce(),
-    ) -> Result<Key, (NoTimer, Box<Task<T, R>>)> {
+    ) -> Result<(), Box<Task<T, R>>> {
         let mut state = room.timer.state.lock();
-        if let Err(why) = state.make_ready(room) {
-            return Err((why, task));
+        if state.make_ready(room).is_err() {
+            return Err(task);
         }
-        accepted();
         state.tasks += 1;
-        Ok(room.timer.put(&mut state, due, Due::Task(task, place)))
+        room.timer.put(&mut state, due, Due::Task(task, place));
+        Ok(())
     }
 
     /// Keeps a repetition until it is due.
@@ -136,14 +160,14 @@ impl<T: Send + 'static, R: Send + 'static> Timer<T, R> {
         Ok(())
     }
 
-    fn put(&self, state: &mut State<T, R>, at: Instant, due: Due<T, R>) -> Key {
+    fn put(&self, state: &mut State<T, R>, at: Instant, due: Due<T, R>) {
         state.last += 1;
         let key = (at, state.last);
+        state.keys.insert(due.id(), key);
         state.due.insert(key, due);
         if state.due.first_key_value().is_some_and(|(&first, _)| first == key) {
             self.changed.notify_all();
         }
-        key
     }
 }
 

@@ -9,6 +9,7 @@ use super::port::Port;
 use super::queue::Job;
 use super::reply::Message;
 use crate::error::WaitError;
+use crate::panic::catch;
 
 /// The tasks that are waited for.
 struct Waited<'a, R> {
@@ -127,8 +128,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     fn keep(&mut self, message: Message<R>, place: usize, waited: &mut Waited<'_, R>) {
         let Message::Finished(finished) = message else { return };
         if !finished.is_last {
-            // Who waits hears of the last result only.
-            return self.address.forget_result();
+            // Who waits hears of the last result only. This one's drop may panic.
+            self.address.forget_result();
+            let _ = catch(|| drop(finished));
+            return;
         }
         self.ledger.delivered.add(1);
         self.land(finished.id.sequence);

@@ -1,6 +1,7 @@
 //! All the ways of submitting a task.
 
 use std::fmt;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::BeforeWait;
@@ -9,7 +10,7 @@ use super::options::TaskOptions;
 use super::outcome::{Finished, Returned, TaskId};
 use super::port::{Port, WhenFull, far};
 use super::queue::Job;
-use super::repetition::{Repeating, Repetition};
+use super::repetition::{Keeper, Repeating, Repetition};
 use super::room::new_number;
 use super::timer::Timer;
 use crate::error::{TaskError, TaskFailure, TryTaskError, WaitError};
@@ -129,8 +130,12 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
             return Err(TaskError::NoSuchWorker);
         }
         let first = far(Instant::now(), options.after.unwrap_or(period));
-        let (repeating, handle) = Repeating::new(new_number(), period, Box::new(make), options, port.address.clone());
+        let keeper = Arc::downgrade(room) as Weak<dyn Keeper>;
+        let reply_to = Arc::clone(&port.address);
+        let (repeating, handle) = Repeating::new(new_number(), period, Box::new(make), options, reply_to, keeper);
+        let id = repeating.id();
         Timer::repeat(room, first, Box::new(repeating))?;
+        port.keep_repetition(id);
         Ok(handle)
     }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::context::{TaskContext, TaskInfo};
-use super::crew::{Crew, Ending, Started};
+use super::crew::{Crew, Ending, Started, in_time};
+use super::later::TakenAway;
 use super::outcome::{Ended, Outcome, TaskId};
 use super::pool::Hooks;
 use super::port::far;
@@ -74,6 +75,8 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let ledger = Rc::new(self.room.crew.books.open());
         let number = new_number();
         let sequence = Cell::new(0);
+        // Kept, so that no lane is forgotten when the state is renewed.
+        let mut seat = Seat::new(self.index);
         while let Some(worker) = state {
             self.room.crew.observe(|observer| observer.task_worker_started(self.index));
             let info = TaskInfo {
@@ -90,7 +93,10 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             };
             let mut context = TaskContext { worker, info };
             // The second fence: what could panic beside `on_task` is what users' types do when dropped.
-            let left = catch(|| self.work(&mut context, &ledger)).unwrap_or(Left::TaskPanicked);
+            let left = catch(|| self.work(&mut context, &mut seat, &ledger)).unwrap_or_else(|message| {
+                self.end_panicked(&context.info, &message, &ledger);
+                Left::TaskPanicked
+            });
             let TaskContext { worker, info } = context;
             sequence.set(info.sequence.get());
             drop(info);
@@ -107,19 +113,19 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     }
 
     /// Runs tasks until told to end or to renew its state, or until one panics.
-    fn work(&self, context: &mut TaskContext<T, R, W, O>, ledger: &OpenLedger) -> Left {
+    fn work(&self, context: &mut TaskContext<T, R, W, O>, seat: &mut Seat, ledger: &OpenLedger) -> Left {
         // One task's end is the next one's start, unless there was a wait between them.
         let mut clock: Option<Instant> = None;
         let queue = &self.room.queue;
-        let mut seat = Seat::new(self.index);
         let mut patience = Patience::new();
-        let mut left_to_run = self.max_tasks.map_or(u64::MAX, |(tasks, grace)| tasks + fastrand::u64(0..=grace));
+        let mut left_to_run =
+            self.max_tasks.map_or(u64::MAX, |(tasks, grace)| tasks.saturating_add(fastrand::u64(0..=grace)));
         loop {
-            let task = match queue.take(&mut seat) {
+            let task = match queue.take(seat) {
                 Some(task) => task,
                 None => {
                     clock = None;
-                    match self.wait(&mut seat, &mut patience) {
+                    match self.wait(seat, &mut patience) {
                         Next::Run(task) => task,
                         Next::Leave(left) => return left,
                     }
@@ -218,10 +224,13 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let mut panic_message = None;
         let outcome = match returned {
             Ok(Ok(ended)) => ended,
-            Ok(Err(error)) => match (kept, &mut extra) {
-                (Some(payload), Some(next)) if self.is_worth_another(next, &error, ended) => {
-                    next.last_error = Some(error);
-                    self.try_again_later(payload, extra, ended, ledger);
+            Ok(Err(error)) => match (&mut kept, &mut extra) {
+                (Some(_), Some(next)) if self.is_worth_another(next, &error, ended) => {
+                    let before = next.last_error.replace(error);
+                    let _ = catch(|| drop(before));
+                    if let Some(payload) = kept {
+                        self.try_again_later(payload, extra, ended, ledger);
+                    }
                     return (ended, false);
                 }
                 _ => Ended::Task(Outcome::Failed(error)),
@@ -232,6 +241,10 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             }
         };
         self.finish(context.info.deadline, outcome, ended, ledger);
+        // Their own drop may panic, and is nothing to the state.
+        if kept.is_some() || extra.is_some() {
+            let _ = catch(|| drop((kept, extra)));
+        }
         if let Some(message) = &panic_message {
             self.log_panic(context.info.id, message);
             self.room.crew.observe(|observer| observer.task_worker_panicked(self.index, message));
@@ -240,14 +253,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     }
 
     fn finish(&self, deadline: Option<Instant>, outcome: Ended<R>, ended: Instant, ledger: &OpenLedger) {
-        let mut too_late = None;
-        let outcome = match deadline {
-            Some(deadline) if deadline <= ended => {
-                too_late = Some(outcome);
-                Ended::Task(Outcome::TimedOut)
-            }
-            _ => outcome,
-        };
+        let (outcome, mut too_late) = in_time(deadline, outcome, ended);
         let crew = &self.room.crew;
         match crew.end(self.index, outcome, Some(ended), ledger) {
             Ending::Decided(decided) => crew.announce(decided, ledger),
@@ -261,10 +267,21 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         }
     }
 
+    /// What panicked was beside the task itself; its outcome must not be lost with it.
+    fn end_panicked(&self, info: &TaskInfo<T, R, O>, message: &str, ledger: &OpenLedger) {
+        ledger.running.set(0);
+        let panicked = Ended::Task(Outcome::Panicked(message.to_owned()));
+        if let Ending::Decided(decided) = self.room.crew.end(self.index, panicked, None, ledger) {
+            self.room.crew.announce(decided, ledger);
+        }
+        let _ = catch(|| self.log_panic(info.id, &foreign(message)));
+    }
+
     fn is_worth_another(&self, extra: &Extra<T>, error: &anyhow::Error, now: Instant) -> bool {
-        let in_time = extra.deadline.is_none_or(|deadline| deadline > now);
-        // Users' code, which may panic: then it is not.
-        in_time
+        let has_time = extra.deadline.is_none_or(|deadline| deadline > now);
+        // The last is users' code, which may panic: then it is not.
+        has_time
+            && !error.is::<TakenAway>()
             && !self.room.crew.is_draining()
             && extra.retry.as_ref().is_some_and(|retry| catch(|| retry.retry.is_worth_it(error)).unwrap_or(false))
     }
@@ -279,7 +296,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let mut task = Box::new(Task { job: Job::OnTask(payload), ticket, extra });
         let (due, place) =
             task.extra.as_mut().map_or((now, Place::default()), |extra| (extra.next_attempt(now), extra.place));
-        if let Err((_, mut task)) = Timer::insert(&self.room, due, task, place, || ()) {
+        if let Err(mut task) = Timer::insert(&self.room, due, task, place) {
             let last_error = task.extra.as_mut().and_then(|extra| extra.last_error.take());
             self.room.give_up(*task, last_error.map_or(Outcome::Cancelled, Outcome::Failed), ledger);
         }

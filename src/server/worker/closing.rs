@@ -25,7 +25,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             self.flush_out()
         };
         self.conn.link.state = LinkState::Closed;
-        self.conn.link.port.end();
+        let _ = catch(|| self.conn.link.port.end());
         if let Err(message) = catch(|| self.run_on_close(&reason)) {
             self.core.log_callback(self.conn.id(), &format!("on_close panicked: {}", foreign(message)));
         }
