@@ -5,9 +5,10 @@
 mod common;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -1209,7 +1210,7 @@ impl Drop for Bomb {
 #[test]
 fn payloads_and_results_that_panic_when_dropped_cost_no_task_its_outcome() {
     #[derive(Clone)]
-    struct Payload(Arc<Bomb>);
+    struct Payload(#[allow(dead_code, reason = "it is there to be dropped")] Arc<Bomb>);
     let pool = TaskPool::builder()
         .task_worker_num(1)
         .max_results(1)
@@ -1313,6 +1314,73 @@ fn a_task_workers_own_tasks_of_every_priority_have_their_turn() {
     for priority in [Priority::High, Priority::Normal, Priority::Low] {
         let last = ran.iter().rposition(|&what| what == (true, priority)).unwrap();
         assert!(last < 1000, "the last one of its own, {priority:?}, was number {last}");
+    }
+}
+
+#[test]
+fn a_shutdown_at_any_moment_beside_submitters_that_cancel_leaves_each_task_one_outcome() {
+    for round in 0..150u64 {
+        let pool = TaskPool::builder()
+            .task_worker_num(2)
+            .on_task(|cx, number: u64| {
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_micros(number % 50) {
+                    thread::yield_now();
+                }
+                match number % 7 {
+                    0 => cx.finish_later(|reply| drop(thread::spawn(move || reply.finish(number)))),
+                    _ => Ok(number),
+                }
+            })
+            .build()
+            .unwrap();
+        let shared = Mutex::new(Some(pool));
+        let both_are_there = Barrier::new(3);
+        let submit_until_shutdown = || {
+            let mut submitter = shared.lock().as_ref().unwrap().submitter();
+            both_are_there.wait();
+            let ends: Rc<RefCell<HashMap<_, u32>>> = Rc::default();
+            let mut ids = Vec::new();
+            for number in 0.. {
+                let heard = Rc::clone(&ends);
+                let note = move |_: &mut Submitter<_, _>, done: Finished<u64>| {
+                    *heard.borrow_mut().entry(done.id()).or_default() += 1;
+                    Ok(())
+                };
+                let options = match number % 5 {
+                    0 => TaskOptions::new().deadline(Duration::from_micros(number % 300)),
+                    1 => TaskOptions::new().after(Duration::from_micros(number % 300)),
+                    _ => TaskOptions::new(),
+                };
+                match submitter.with(options).task_then(number, note) {
+                    Ok(id) => ids.push(id),
+                    Err(TaskError::ShuttingDown) => break,
+                    Err(_) => drop(submitter.run_finished_for(Duration::from_micros(100))),
+                }
+                if number % 3 == 0 {
+                    submitter.cancel(ids[ids.len() * 7 / 8]);
+                }
+                if number % 4 == 0 {
+                    submitter.run_finished();
+                }
+            }
+            for id in &ids {
+                submitter.cancel(*id);
+            }
+            finish_all(&mut submitter);
+            assert!(ids.iter().all(|id| ends.borrow().get(id) == Some(&1)), "each once");
+            ids.len() as u64
+        };
+        let (accepted, report) = thread::scope(|scope| {
+            let submitters = [scope.spawn(submit_until_shutdown), scope.spawn(submit_until_shutdown)];
+            both_are_there.wait();
+            thread::sleep(Duration::from_micros(round * 13 % 700));
+            let pool = shared.lock().take().unwrap();
+            let report = pool.shutdown(Duration::from_micros(round * 101 % 2000));
+            let accepted: u64 = submitters.into_iter().map(|submitter| submitter.join().unwrap()).sum();
+            (accepted, report)
+        });
+        assert_eq!((report.tasks.accepted, report.tasks.outcomes()), (accepted, accepted), "{report:?}");
     }
 }
 

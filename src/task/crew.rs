@@ -168,9 +168,18 @@ impl<R> Crew<R> {
         look_closer
     }
 
-    /// Whether the outcome of the task on this task worker was decided while it was queued.
-    pub(super) fn is_struck(&self, index: usize, id: TaskId) -> bool {
-        self.reply_address(index).is_some_and(|reply_to| reply_to.unstrike(id))
+    /// Takes the task on this task worker away if its outcome was decided before it started. False if it may run.
+    pub(super) fn take_if_decided(&self, index: usize) -> bool {
+        let mut running = self.slots[index].0.lock();
+        let decided = match &*running {
+            // Under this lock, or whoever looks for a task between the two would take it for one that runs.
+            Running::Task(started) => started.ticket.reply_to.unstrike(started.ticket.id),
+            Running::Decided(_) => true,
+            Running::Later(_) | Running::Nothing => false,
+        };
+        let taken = decided.then(|| std::mem::replace(&mut *running, Running::Nothing));
+        drop(running);
+        taken.is_some()
     }
 
     /// The task on this task worker has ended by itself, at this time; or is not to run.
@@ -210,16 +219,16 @@ impl<R> Crew<R> {
     pub(super) fn abandon_started(&self, ledger: &Ledger) {
         let abandon = |started: Started<R>| {
             let ran = Some((started.worker_index, started.run(Instant::now())));
-            started.ticket.decide(Ended::Task(Outcome::Abandoned), ran, ledger)
+            started.ticket.decide_unless_struck(Ended::Task(Outcome::Abandoned), ran, ledger).ok()
         };
         for slot in &self.slots {
-            if let Some(decided) = slot.claim_and(|_| true, abandon) {
+            if let Some(Some(decided)) = slot.claim_and(|_| true, abandon) {
                 self.announce(decided, ledger);
             }
         }
         let decided: Vec<_> = {
             let mut later = self.later.lock();
-            later.tasks.drain().map(|(_, started)| abandon(started)).collect()
+            later.tasks.drain().filter_map(|(_, started)| abandon(started)).collect()
         };
         for decided in decided {
             self.announce(decided, ledger);

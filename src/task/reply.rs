@@ -260,8 +260,14 @@ impl<R> Ticket<R> {
         Finished { id: self.id, outcome, is_last, worker_index: ran.map(|(worker_index, _)| worker_index), run }
     }
 
-    /// Decides the outcome of a task that is queued no more and has not started, unless its submitter has.
-    pub(super) fn decide_unless_struck(self, ended: Ended<R>, ledger: &Ledger) -> Result<Decided<R>, Ended<R>> {
+    /// Decides the outcome of a task in the name of a shutdown, unless its submitter has: of one that comes out of the
+    /// queue or the timer, or whose task worker has yet to see that it was struck.
+    pub(super) fn decide_unless_struck(
+        self,
+        ended: Ended<R>,
+        ran: Option<(u32, Run)>,
+        ledger: &Ledger,
+    ) -> Result<Decided<R>, Ended<R>> {
         let reply_to = Arc::clone(&self.reply_to);
         // The submitter strikes the task out under this lock, and then looks for its outcome.
         let mut decided = reply_to.decided.lock();
@@ -269,7 +275,7 @@ impl<R> Ticket<R> {
             reply_to.any_decided.store(!decided.is_empty(), Ordering::Relaxed);
             return Err(ended);
         }
-        Ok(self.decide(ended, None, ledger))
+        Ok(self.decide(ended, ran, ledger))
     }
 
     /// Sends a result that is not the last, under the same lock. Rouse the submitter after it.

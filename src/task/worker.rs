@@ -184,8 +184,8 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             _ if look_closer && crew.is_expired() => Some(Outcome::Abandoned),
             _ => None,
         };
-        if look_closer && crew.is_struck(self.index, info.id) {
-            drop(crew.withdraw(self.index));
+        if look_closer && crew.take_if_decided(self.index) {
+            // Its submitter, or a shutdown, has seen to the outcome.
         } else if let Some(outcome) = not_to_run {
             if let Ending::Decided(decided) = crew.end(self.index, Ended::Task(outcome), None, ledger) {
                 crew.announce(decided, ledger);
