@@ -6,8 +6,8 @@ use crate::task::{OutcomeKind, TaskId};
 /// Is told what happens, to count it, trace it, or log it. Every method does nothing unless it is written; the form is
 /// that of r2d2's `HandleEvent`.
 ///
-/// The methods run on the thread where it happens, which waits for them: they should be quick. A panic in one is logged
-/// and goes no further. Given to the builder by `observer`.
+/// The methods run on the thread where it happens, which waits for them: they should be quick. Of one task they come in
+/// the order accepted, started, ended. A panic in one is logged and goes no further. Given to the builder by `observer`.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,12 +61,12 @@ pub trait Observer: Send + Sync {
         let _ = worker_index;
     }
 
-    /// A task worker gives its state up: at the end, or to be recycled.
+    /// A task worker has given its state up: at the end, to be recycled, or after a panic.
     fn task_worker_stopped(&self, worker_index: usize) {
         let _ = worker_index;
     }
 
-    /// A task panicked, with this message; its task worker makes a fresh state.
+    /// A task panicked, with this message. Its task worker makes a fresh state, unless the task was a closure.
     fn task_worker_panicked(&self, worker_index: usize, message: &str) {
         let _ = (worker_index, message);
     }

@@ -128,8 +128,8 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
         self.pool.times()
     }
 
-    /// Has all task workers renew their state, one after the other, each as soon as it has ended the task it runs; no
-    /// task is lost. Returns at once.
+    /// Has all task workers renew their state, one after the other. As
+    /// [`ServerHandle::recycle`](crate::ServerHandle::recycle).
     pub fn recycle(&self) {
         self.pool.recycle();
     }

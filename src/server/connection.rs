@@ -286,7 +286,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
     /// come to `on_finish`.
     ///
     /// A firing is left out while as many tasks wait as `queue_capacity` allows, and while this connection has four
-    /// times `max_tasks_in_flight` of such outcomes to hear of. If `make` panics, that is the end of it. The ids are
+    /// times `max_tasks_in_flight` of such outcomes to hear of. A period below 1 ms is taken for 1 ms. If `make` panics, that is the end of it. The ids are
     /// [the repetition's own](Repetition::number).
     pub fn task_every<F>(&mut self, period: Duration, make: F) -> Result<Repetition, TaskError>
     where

@@ -169,8 +169,9 @@ impl ServerHandle {
         self.core.back_room()?.times()
     }
 
-    /// Has all task workers renew their state, one after the other, each as soon as it has ended the task it runs; no
-    /// task is lost. Returns at once. Swoole's `reload` of task workers.
+    /// Has all task workers renew their state, one after the other by index, each once it has ended the task it runs; no
+    /// task is lost. One that is busy for long holds up those behind it, which go on with their old states. Returns at
+    /// once. Swoole's `reload` of task workers.
     pub fn recycle(&self) {
         if let Some(back_room) = self.core.back_room() {
             back_room.recycle();

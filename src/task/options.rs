@@ -93,7 +93,8 @@ impl<T> TaskOptions<T> {
     /// [`expired`](crate::TaskInfo::expired) says so to it. Default: none.
     ///
     /// The outcome is there at the deadline, even while the task still runs. It is decided by the submitter, when it
-    /// next looks for outcomes; a connection always does.
+    /// next looks for outcomes; a connection always does. Where no submitter follows the task, since it is one-way or
+    /// was submitted by a task or a repetition, it is decided when a task worker comes to the task, or the task returns.
     pub fn deadline(mut self, time: Duration) -> Self {
         self.deadline = Some(time);
         self
@@ -101,7 +102,9 @@ impl<T> TaskOptions<T> {
 
     /// Is not queued until so long after its submission, by a clock that only goes forward. Accepted at once, and so
     /// beyond [`queue_capacity`](crate::ServerBuilder::queue_capacity) when its time has come. A delayed task takes no
-    /// place among `max_tasks_in_flight`, and a shutdown cancels it. Default: queued at once.
+    /// place among `max_tasks_in_flight`, though there may be no more than four times as many of a submitter's tasks in
+    /// all; and no more in the whole pool than four times the `queue_capacity`. A shutdown cancels it. Default: queued
+    /// at once.
     ///
     /// The first use starts the pool's timer thread.
     pub fn after(mut self, time: Duration) -> Self {

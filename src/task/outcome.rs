@@ -168,7 +168,8 @@ impl<R> Finished<R> {
         self.run.started.saturating_duration_since(self.run.queued_at)
     }
 
-    /// How long `on_task` ran until this; zero for a task that never ran.
+    /// How long `on_task` ran until this, in its last attempt; of a task that was finished later, until then. Zero for a
+    /// task that never ran.
     pub fn time_run(&self) -> Duration {
         self.run.ended.saturating_duration_since(self.run.started)
     }
