@@ -149,8 +149,8 @@ pub(crate) struct Totals {
     one_way: u64,
     retried: u64,
     recycled: u64,
-    pub(crate) finish_errors: u64,
-    pub(crate) state_failures: u64,
+    finish_errors: u64,
+    state_failures: u64,
     running: u64,
 }
 
@@ -220,6 +220,8 @@ impl Totals {
             orphaned: self.orphaned,
             one_way: self.one_way,
             recycled: self.recycled,
+            finish_errors: self.finish_errors,
+            state_failures: self.state_failures,
         }
     }
 }
@@ -295,6 +297,10 @@ pub struct TaskStats {
     pub one_way: u64,
     /// Times a task worker has renewed its state, after `task_max_request` tasks or by `recycle`.
     pub recycled: u64,
+    /// Finish closures, and `on_progress`, that returned an error.
+    pub finish_errors: u64,
+    /// Times a task worker's state could not be made again.
+    pub state_failures: u64,
 }
 
 impl TaskStats {
@@ -314,10 +320,6 @@ pub struct Stats {
     pub accepted_connections: u64,
     /// Connections that were accepted and then closed at once, because no thread could be started for them.
     pub refused_connections: u64,
-    /// Finish closures that returned an error.
-    pub finish_errors: u64,
-    /// Times a task worker's state could not be made again after a panic.
-    pub state_failures: u64,
     /// The tasks.
     pub tasks: TaskStats,
 }

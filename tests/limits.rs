@@ -194,7 +194,7 @@ fn a_client_that_pipelines_much_and_reads_late_gets_every_answer() {
         assert_eq!(client.line().len(), LEN);
     }
     writing.join().unwrap();
-    assert_eq!(server.handle.stats().finish_errors, 0);
+    assert_eq!(server.handle.stats().tasks.finish_errors, 0);
     drop(client);
     server.stop();
 }

@@ -393,7 +393,7 @@ fn a_task_worker_without_a_state_does_not_hold_a_shutdown_up() {
     up.store(0, Ordering::Relaxed);
     let mut client = server.client();
     assert_eq!(client.ask("x"), "panicked");
-    common::eventually("it cannot be made again", || server.handle.stats().state_failures > 0);
+    common::eventually("it cannot be made again", || server.handle.stats().tasks.state_failures > 0);
     drop(client);
     let report = server.stop_within(Duration::MAX);
     assert_eq!((report.tasks.panicked, report.task_workers_running), (1, 0));

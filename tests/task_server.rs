@@ -100,7 +100,7 @@ fn a_finish_closure_runs_on_the_worker_that_submitted_and_may_hold_what_is_not_s
     let mut client = server.client();
     assert_eq!(client.ask("a"), "a 1");
     assert_eq!(client.ask("b"), "b 2");
-    assert_eq!(server.handle.stats().finish_errors, 0);
+    assert_eq!(server.handle.stats().tasks.finish_errors, 0);
     drop(client);
     server.stop();
 }
@@ -168,7 +168,7 @@ fn a_task_that_fails_or_panics_is_an_outcome_too() {
     assert_eq!(client.ask("panic"), "panicked: a bug");
     assert_eq!(client.ask("well"), "done");
     drop(client);
-    let stats_errors = server.handle.stats().finish_errors;
+    let stats_errors = server.handle.stats().tasks.finish_errors;
     let tasks = server.stop().tasks;
     assert_eq!((tasks.done, tasks.failed, tasks.panicked, stats_errors), (1, 1, 1, 1));
 }
@@ -508,7 +508,7 @@ fn a_mailbox_is_bounded_and_a_task_that_sends_much_goes_before_its_answer() {
     let everything = client.rest();
     assert_eq!(everything.len(), parts * PART + ANSWER);
     assert!(everything[..parts * PART].bytes().all(|byte| byte == b'p'), "the answer overtook what came before it");
-    assert_eq!(server.handle.stats().finish_errors, 0);
+    assert_eq!(server.handle.stats().tasks.finish_errors, 0);
     drop(client);
     server.stop();
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{Callbacks, OnTheChannel, Submitter, TaskPool};
 use crate::config::{TaskConfig, Unworkable};
 use crate::error::BuildError;
+use crate::logging::LogLimit;
 use crate::observer::Observer;
 use crate::server::stage;
 use crate::stats::Books;
@@ -214,7 +215,8 @@ impl<T: Send + 'static, R: Send + 'static, W: 'static, Stage> TaskPoolBuilder<T,
             StartError::Threads(message) => BuildError::TaskWorkers(message),
             StartError::State { worker_index, error } => BuildError::TaskWorkerState { worker_index, error },
         })?;
-        let callbacks = Callbacks { on_finish: self.on_finish, on_progress: self.on_progress };
+        let callbacks =
+            Callbacks { on_finish: self.on_finish, on_progress: self.on_progress, log: LogLimit::default() };
         Ok(TaskPool::new(pool, callbacks, &self.config, self.results_in_order, self.drain_timeout))
     }
 }

@@ -11,6 +11,7 @@ pub use builder::TaskPoolBuilder;
 pub use submitter::Submitter;
 
 use crate::config::TaskConfig;
+use crate::logging::LogLimit;
 use crate::panic::catch;
 use crate::stats::TaskStats;
 use crate::task::{OnFinish, OnProgress, Pool, PortConfig, Wake, WhenFull};
@@ -68,6 +69,7 @@ const GRACE: Duration = Duration::from_millis(250);
 struct Callbacks<T: Send + 'static, R: Send + 'static> {
     on_finish: Option<OnFinish<R, Submitter<T, R>>>,
     on_progress: Option<OnProgress<Submitter<T, R>>>,
+    log: LogLimit,
 }
 
 /// How a pool ended, from [`TaskPool::shutdown`].

@@ -65,7 +65,10 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
             run += 1;
             if let Err(error) = Port::run(delivery, self, |submitter| &mut submitter.port, on_finish, on_progress) {
                 self.port.ledger().finish_errors.add(1);
-                log::warn!("a finish closure failed: {}", foreign(format_args!("{error:#}")));
+                if let Some(held_back) = callbacks.log.permit() {
+                    let error = foreign(format_args!("{error:#}"));
+                    log::warn!("a finish closure failed: {error} ({held_back} more since the last line)");
+                }
             }
         }
         run

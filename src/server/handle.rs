@@ -148,17 +148,14 @@ impl ServerHandle {
 
     /// What the server has done and is doing. Takes time in proportion to the open connections.
     pub fn stats(&self) -> Stats {
-        let totals = self.core.books.read();
         let registry = &self.core.registry;
         Stats {
             connections: registry.taken(),
             accepted_connections: registry.accepted(),
             refused_connections: registry.refused(),
-            finish_errors: totals.finish_errors,
-            state_failures: totals.state_failures,
             tasks: match self.core.back_room() {
                 Some(back_room) => back_room.stats(),
-                None => totals.task_stats(&Whereabouts::default()),
+                None => self.core.books.read().task_stats(&Whereabouts::default()),
             },
         }
     }
