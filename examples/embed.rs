@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<ExitCode> {
     };
     // Before anything is begun, so that no Ctrl-C ends the program the hard way.
     let interrupts = count_interrupts()?;
-    let mut files = find_files(&args.folder)?;
+    let (mut files, unreadable) = find_files(&args.folder, &interrupts)?;
     let total = files.len() as u64;
 
     // Each task worker keeps one buffer for all its files.
@@ -118,7 +118,7 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(error) = tally.broken.take().or(flushed.err()) {
         return Err(error).context("stdout");
     }
-    Ok(match (interrupts.load(Ordering::Relaxed), tally.failed) {
+    Ok(match (interrupts.load(Ordering::Relaxed), tally.failed + unreadable) {
         (0, 0) => ExitCode::SUCCESS,
         (0, _) => ExitCode::FAILURE,
         _ => ExitCode::from(130),
@@ -185,22 +185,38 @@ impl Tally {
     }
 }
 
-fn find_files(folder: &Path) -> anyhow::Result<VecDeque<PathBuf>> {
-    let mut files = VecDeque::new();
-    let mut folders = vec![folder.to_owned()];
+/// The files under the folder, and how many folders could not be read.
+fn find_files(folder: &Path, interrupts: &AtomicUsize) -> anyhow::Result<(VecDeque<PathBuf>, u64)> {
+    let (mut files, mut unreadable) = (VecDeque::new(), 0);
+    let mut folders = list(folder, &mut files).with_context(|| folder.display().to_string())?;
     while let Some(folder) = folders.pop() {
-        let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
-        for entry in entries {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file() {
-                files.push_back(entry.path());
+        if interrupts.load(Ordering::Relaxed) > 0 {
+            bail!("interrupted before the first file");
+        }
+        match list(&folder, &mut files) {
+            Ok(inner) => folders.extend(inner),
+            Err(error) => {
+                unreadable += 1;
+                eprintln!("{}: {error}", folder.display());
             }
         }
     }
-    Ok(files)
+    Ok((files, unreadable))
+}
+
+/// Adds the files of one folder, and returns the folders in it.
+fn list(folder: &Path, files: &mut VecDeque<PathBuf>) -> io::Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            folders.push(entry.path());
+        } else if kind.is_file() {
+            files.push_back(entry.path());
+        }
+    }
+    Ok(folders)
 }
 
 fn count_interrupts() -> anyhow::Result<Arc<AtomicUsize>> {
