@@ -1,4 +1,5 @@
-//! Every knob: its default, and what cannot work. What each means is said at its setter in `server::settings`.
+//! Every knob: its default, and what cannot work. What each means is said at its setter, in `server::settings` and
+//! `pool::builder`.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! The front of house: accepts clients, gives each a worker, and ends in good order. Knows tasks only through a
-//! `Submitter` and the pool it comes from.
+//! `Port` and the pool it comes from.
 
 mod acceptor;
 mod builder;

@@ -20,7 +20,7 @@ pub(super) struct Crew<R> {
     /// The task that each task worker runs.
     slots: Box<[Slot<R>]>,
     /// Tasks whose reply was taken away, to be finished later.
-    later: Mutex<Later<R>>,
+    later: Mutex<TakenReplies<R>>,
     pub(super) idle: Idle,
     /// What is delayed is cancelled, and tasks may submit no more.
     draining: AtomicBool,
@@ -75,7 +75,7 @@ enum Running<R> {
     Later(Arc<ReplyAddress<R>>),
 }
 
-struct Later<R> {
+struct TakenReplies<R> {
     tasks: HashMap<TaskId, Started<R>>,
     /// How many are being finished, and have yet to be counted to the end.
     finishing: usize,
@@ -102,7 +102,7 @@ impl<R> Crew<R> {
     ) -> Crew<R> {
         Crew {
             slots: (0..workers).map(|_| Slot(Mutex::new(Running::Nothing))).collect(),
-            later: Mutex::new(Later { tasks: HashMap::new(), finishing: 0, ledger: books.open() }),
+            later: Mutex::new(TakenReplies { tasks: HashMap::new(), finishing: 0, ledger: books.open() }),
             idle: Idle::new(workers),
             draining: AtomicBool::new(false),
             ending: AtomicBool::new(false),

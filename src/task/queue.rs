@@ -236,8 +236,8 @@ impl<T, R> Queue<T, R> {
         waiting >= self.capacity || self.is_awaited() && !self.has_room()
     }
 
-    /// How many tasks a submitter that found so many waiting may submit before it looks again. Together they do not
-    /// exceed the capacity, if there are no more of them than expected. Looking costs a cache miss while task workers are busy.
+    /// How many tasks a submitter that found so many waiting may submit before it looks again. If there are no more
+    /// of them than expected, they exceed the capacity by no more than the credits that are left over. Looking costs a cache miss while task workers are busy.
     pub(super) fn credit(&self, waiting: usize) -> usize {
         (self.capacity.saturating_sub(waiting) / self.submitters.max(1)).min(MAX_CREDIT)
     }

@@ -57,11 +57,11 @@ pub(super) struct ReplyAddress<R> {
     /// A second receiver beside the submitter's own, for the outcomes that come once it is gone.
     receiver: Receiver<Message<R>>,
     gone: AtomicBool,
-    /// Something is in `decided`.
-    any_decided: AtomicBool,
+    /// Something is in `struck`.
+    any_struck: AtomicBool,
     /// Tasks whose outcome the submitter has decided while they were queued: whoever takes one out of the queue
     /// throws it away.
-    decided: Mutex<HashSet<TaskId>>,
+    struck: Mutex<HashSet<TaskId>>,
     limits: Limits,
     /// Undelivered results other than outcomes.
     results: AtomicUsize,
@@ -89,8 +89,8 @@ impl<R> ReplyAddress<R> {
             sender,
             receiver,
             gone: AtomicBool::new(false),
-            any_decided: AtomicBool::new(false),
-            decided: Mutex::new(HashSet::new()),
+            any_struck: AtomicBool::new(false),
+            struck: Mutex::new(HashSet::new()),
             limits,
             results: AtomicUsize::new(0),
             foreign: AtomicUsize::new(0),
@@ -142,24 +142,24 @@ impl<R> ReplyAddress<R> {
 
     /// From now on the task is thrown away by whoever takes it out of the queue.
     pub(super) fn strike(&self, id: TaskId) {
-        let mut decided = self.decided.lock();
-        decided.insert(id);
-        self.any_decided.store(true, Ordering::Relaxed);
+        let mut struck = self.struck.lock();
+        struck.insert(id);
+        self.any_struck.store(true, Ordering::Relaxed);
     }
 
     /// Takes that back, or does it: the task was struck, and now is forgotten. False if it was not.
     pub(super) fn unstrike(&self, id: TaskId) -> bool {
-        if !self.any_decided.load(Ordering::Relaxed) {
+        if !self.any_struck.load(Ordering::Relaxed) {
             return false;
         }
-        let mut decided = self.decided.lock();
-        let struck = decided.remove(&id);
-        self.any_decided.store(!decided.is_empty(), Ordering::Relaxed);
-        struck
+        let mut struck = self.struck.lock();
+        let was_struck = struck.remove(&id);
+        self.any_struck.store(!struck.is_empty(), Ordering::Relaxed);
+        was_struck
     }
 
     pub(super) fn has_struck(&self) -> bool {
-        self.any_decided.load(Ordering::Relaxed)
+        self.any_struck.load(Ordering::Relaxed)
     }
 
     /// Counts a task that somebody submits for this submitter to hear of; false where there are too many.
@@ -270,9 +270,9 @@ impl<R> Ticket<R> {
     ) -> Result<Decided<R>, Ended<R>> {
         let reply_to = Arc::clone(&self.reply_to);
         // The submitter strikes the task out under this lock, and then looks for its outcome.
-        let mut decided = reply_to.decided.lock();
-        if decided.remove(&self.id) {
-            reply_to.any_decided.store(!decided.is_empty(), Ordering::Relaxed);
+        let mut struck = reply_to.struck.lock();
+        if struck.remove(&self.id) {
+            reply_to.any_struck.store(!struck.is_empty(), Ordering::Relaxed);
             return Err(ended);
         }
         Ok(self.decide(ended, ran, ledger))
