@@ -6,7 +6,8 @@ use std::marker::PhantomData;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Weak};
 
-use super::connection::{CloseReason, Connection};
+use super::close_reason::CloseReason;
+use super::connection::Connection;
 use super::handle::{Core, ServerHandle};
 use super::lifecycle::ShutdownReport;
 use super::registry::Registry;

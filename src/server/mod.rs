@@ -3,9 +3,11 @@
 
 mod acceptor;
 mod builder;
+mod close_reason;
 mod connection;
 mod handle;
 mod lifecycle;
+mod link;
 mod mailbox;
 mod registry;
 mod service;
@@ -25,9 +27,11 @@ use builder::{OnShutdown, OnStart};
 use handle::Core;
 
 pub use builder::{ServerBuilder, stage};
-pub use connection::{CloseReason, Connection, Link};
+pub use close_reason::CloseReason;
+pub use connection::Connection;
 pub use handle::ServerHandle;
 pub use lifecycle::ShutdownReport;
+pub use link::Link;
 pub use registry::{ConnectionId, ConnectionInfo};
 
 use crate::error::{JoinError, RunError};

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::connection::{CloseReason, Connection};
+use super::close_reason::CloseReason;
+use super::connection::Connection;
 use super::handle::Core;
 use crate::config::Config;
 use crate::task::{OnFinish, OnProgress, Pool};

@@ -8,9 +8,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::connection::{CloseReason, Connection, Link, LinkState, Wire};
+use super::close_reason::CloseReason;
+use super::connection::Connection;
 use super::handle::{Core, ServerHandle};
 use super::lifecycle::Phase;
+use super::link::{Link, LinkState, Wire};
 use super::mailbox::Mailbox;
 use super::registry::{ConnectionId, ConnectionInfo, Place, Registered};
 use super::service::{Callbacks, Service};

@@ -19,7 +19,6 @@ mod repetition;
 mod reply;
 mod room;
 mod timer;
-mod wait;
 mod with;
 mod worker;
 

@@ -1,17 +1,22 @@
 //! One party's way into the back room: it numbers its tasks, keeps their finish closures, and hears of their outcomes.
 
+mod delivery;
+mod early;
+mod wait;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
+
+pub(crate) use delivery::{OnFinish, OnProgress};
 
 use super::Wake;
 use super::bell::Bell;
-use super::flight::{Delivery, Each, Finish, Flight, Special, What};
+use super::flight::{Finish, Flight, Special};
 use super::flights::Flights;
 use super::options::TaskOptions;
 use super::order::Order;
-use super::outcome::{Finished, Outcome, Progress, Returned, Run, TaskId};
+use super::outcome::{Progress, TaskId};
 use super::queue::{Job, Place, Task};
 use super::reply::{Limits, Message, ReplyAddress, Ticket, orphan};
 use super::room::{Room, new_number};
@@ -310,135 +315,6 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let round = self.room.queue.await_room(Arc::clone(&self.wake));
         self.held_back = (!self.room.queue.has_room()).then_some(round);
     }
-}
-
-/// What comes back.
-impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
-    /// Whether there may be something to deliver.
-    pub(crate) fn has_message(&self) -> bool {
-        !self.aside.is_empty()
-            || !self.address.receiver().is_empty()
-            || self.order.as_ref().is_some_and(Order::has_next)
-    }
-
-    /// More messages than this cannot be here, but for those of progress.
-    pub(crate) fn most_messages(&self) -> usize {
-        self.in_flight() + self.address.results()
-    }
-
-    /// Blocks until a message is here, a deadline of a task in flight has come, or `timeout` is over. Call it when
-    /// there is none.
-    pub(crate) fn wait_for_message(&mut self, timeout: Duration) {
-        let end = far(Instant::now(), timeout);
-        let until = self.next_deadline().map_or(end, |deadline| deadline.min(end));
-        if let Some(message) = self.receive(Some(until)) {
-            self.put_aside(message);
-        }
-    }
-
-    /// The next thing that is here, with what is to run for it.
-    #[inline]
-    pub(crate) fn next(&mut self) -> Option<Delivery<R, C>> {
-        loop {
-            let message = match self.order {
-                None => self.next_message()?,
-                Some(_) => self.next_in_order()?,
-            };
-            if let Some(delivery) = self.deliver(message) {
-                return Some(delivery);
-            }
-        }
-    }
-
-    #[inline]
-    fn next_message(&mut self) -> Option<Message<R>> {
-        match self.aside.is_empty() {
-            true => self.address.receiver().try_recv().ok(),
-            false => self.aside.pop_front(),
-        }
-    }
-
-    fn next_in_order(&mut self) -> Option<Message<R>> {
-        loop {
-            if let Some(message) = self.order.as_mut().and_then(Order::next) {
-                return Some(message);
-            }
-            let message = self.next_message()?;
-            self.note(&message);
-            let in_line = message.task().filter(|id| self.is_in_line(*id));
-            match (&mut self.order, in_line) {
-                (Some(order), Some(id)) => match order.admit(id.sequence, message) {
-                    Some(message) => return Some(message),
-                    None => continue,
-                },
-                _ => return Some(message),
-            }
-        }
-    }
-
-    fn is_in_line(&self, id: TaskId) -> bool {
-        id.submitter == self.address.number && self.flights.get(id.sequence).is_some_and(|flight| !flight.is_apart())
-    }
-
-    #[inline]
-    fn deliver(&mut self, message: Message<R>) -> Option<Delivery<R, C>> {
-        let what = match message {
-            Message::Finished(finished) if finished.is_last => self.deliver_outcome(finished),
-            Message::Finished(finished) => self.deliver_result(finished),
-            Message::Returned(id, returned) => self.deliver_returned(id, returned),
-            Message::Progress(id, worker_index) => {
-                self.room.crew.told_progress(id, worker_index).map(|progress| What::Progress(id, progress))
-            }
-        };
-        what.map(Delivery)
-    }
-
-    #[inline]
-    fn deliver_outcome(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
-        self.ledger.delivered.add(1);
-        if finished.id.submitter != self.address.number {
-            self.address.forget_foreign();
-            return Some(What::ForAll(finished));
-        }
-        match self.land(finished.id.sequence)? {
-            Finish::ForAll => Some(What::ForAll(finished)),
-            Finish::Then(then) => Some(What::Then(then, finished)),
-            Finish::Each(each) => Some(What::Each(each?, finished)),
-            // It has not returned.
-            Finish::Closure(then) => Some(What::Closure(then, Err(finished.into_result().err()?))),
-            Finish::Waited => None,
-        }
-    }
-
-    fn deliver_returned(&mut self, id: TaskId, returned: Returned) -> Option<What<R, C>> {
-        self.ledger.delivered.add(1);
-        match self.land(id.sequence)? {
-            Finish::Closure(then) => Some(What::Closure(then, Ok(returned))),
-            _ => None,
-        }
-    }
-
-    fn deliver_result(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
-        self.address.forget_result();
-        if finished.id.submitter != self.address.number {
-            return Some(What::ForAll(finished));
-        }
-        match &mut self.flights.get_mut(finished.id.sequence)?.finish {
-            Finish::ForAll => Some(What::ForAll(finished)),
-            Finish::Each(each) => each.take().map(|each| What::Each(each, finished)),
-            // It asked for the outcome only.
-            Finish::Then(_) | Finish::Closure(_) | Finish::Waited => None,
-        }
-    }
-
-    fn put_back(&mut self, id: TaskId, closure: Each<R, C>) {
-        if id.submitter != self.address.number {
-            return;
-        }
-        if let Some(Flight { finish: Finish::Each(each), .. }) = self.flights.get_mut(id.sequence) {
-            *each = Some(closure);
-        }
-    }
 
     /// How many tasks have no outcome delivered yet, of those that this submitter is to hear of.
     pub(crate) fn in_flight(&self) -> usize {
@@ -467,128 +343,6 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 }
 
-impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
-    /// Runs what is to run for a delivery. `port` is where `user` has this port.
-    #[inline]
-    pub(crate) fn run(
-        delivery: Delivery<R, C>,
-        user: &mut C,
-        port: impl Fn(&mut C) -> &mut Self,
-        on_finish: Option<&OnFinish<R, C>>,
-        on_progress: Option<&OnProgress<C>>,
-    ) -> anyhow::Result<()> {
-        match delivery.0 {
-            What::ForAll(finished) => on_finish.map_or(Ok(()), |on_finish| on_finish(user, finished)),
-            What::Then(then, finished) => then(user, finished),
-            What::Closure(then, returned) => then(user, returned),
-            What::Each(mut each, finished) => {
-                let (id, is_last) = (finished.id, finished.is_last);
-                let returned = each(user, finished);
-                if !is_last {
-                    port(user).put_back(id, each);
-                }
-                returned
-            }
-            What::Progress(id, progress) => on_progress.map_or(Ok(()), |on_progress| on_progress(user, id, progress)),
-        }
-    }
-}
-
-pub(crate) type OnFinish<R, C> = Box<dyn Fn(&mut C, Finished<R>) -> anyhow::Result<()> + Send + Sync>;
-pub(crate) type OnProgress<C> = Box<dyn Fn(&mut C, TaskId, Progress) -> anyhow::Result<()> + Send + Sync>;
-
-/// Outcomes that are decided early.
-impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
-    /// Cancels a task; false if it is not in flight, or its outcome is here already.
-    pub(crate) fn cancel(&mut self, id: TaskId) -> bool {
-        id.submitter == self.address.number && self.decide(id.sequence, Outcome::Cancelled)
-    }
-
-    /// When the next deadline of a task in flight comes.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.first().map(|&(deadline, _)| deadline)
-    }
-
-    /// Lets those tasks time out whose deadline has come.
-    pub(crate) fn time_out(&mut self) {
-        if self.deadlines.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        while let Some(&(deadline, sequence)) = self.deadlines.first() {
-            if deadline > now {
-                break;
-            }
-            self.deadlines.pop_first();
-            self.decide(sequence, Outcome::TimedOut);
-        }
-    }
-
-    /// Decides the outcome of a task in flight, wherever it is, unless that has been decided.
-    pub(super) fn decide(&mut self, sequence: u64, outcome: Outcome<R>) -> bool {
-        let id = TaskId { submitter: self.address.number, sequence };
-        let Some(flight) = self.flights.get(sequence) else { return false };
-        if flight.ended {
-            return false;
-        }
-        if let Some(delayed) = self.room.timer.remove(id) {
-            self.put_decided(id, outcome, None);
-            // The payload's own drop may panic.
-            let _ = catch(|| drop(delayed));
-            return true;
-        }
-        // Struck first and looked for second; whoever takes a task out of the queue shows that it has started first,
-        // and looks whether it was struck second.
-        self.address.strike(id);
-        if let Some(started) = self.room.crew.claim(id) {
-            self.address.unstrike(id);
-            self.put_decided(id, outcome, Some((started.worker_index, started.run(Instant::now()))));
-            return true;
-        }
-        self.put_all_aside();
-        if self.flights.get(sequence).is_none_or(|flight| flight.ended) {
-            self.address.unstrike(id);
-            return false;
-        }
-        // It is queued, or on its way there. Who takes it out will throw it away.
-        self.put_decided(id, outcome, None);
-        true
-    }
-
-    fn put_all_aside(&mut self) {
-        while let Ok(message) = self.address.receiver().try_recv() {
-            self.put_aside(message);
-        }
-    }
-
-    pub(super) fn put_aside(&mut self, message: Message<R>) {
-        self.note(&message);
-        self.aside.push_back(message);
-    }
-
-    /// Remembers whose outcome this is, if it is one.
-    fn note(&mut self, message: &Message<R>) {
-        if let Some(id) = message.ends().filter(|id| id.submitter == self.address.number) {
-            if let Some(flight) = self.flights.get_mut(id.sequence) {
-                flight.ended = true;
-            }
-        }
-    }
-
-    fn put_decided(&mut self, id: TaskId, outcome: Outcome<R>, ran: Option<(u32, Run)>) {
-        let kind = outcome.kind();
-        self.ledger.count(kind);
-        let run = ran.map_or_else(|| Run::never(Instant::now()), |(_, run)| run);
-        let worker_index = ran.map(|(worker_index, _)| worker_index);
-        // After what has come before it.
-        self.put_all_aside();
-        self.put_aside(Message::Finished(Finished { id, outcome, is_last: true, worker_index, run }));
-        fence(Ordering::SeqCst);
-        self.room.crew.observe(|observer| observer.task_ended(id, kind));
-        self.room.crew.fewer_pending();
-    }
-}
-
 impl<T, R, C> Drop for Port<T, R, C> {
     fn drop(&mut self) {
         self.address.close(&self.ledger);
@@ -602,17 +356,6 @@ impl<T, R, C> Drop for Port<T, R, C> {
         }
         for flight in self.flights.drain() {
             let _ = catch(|| drop(flight));
-        }
-    }
-}
-
-impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
-    /// The user ends: cancels what is in flight, if so configured.
-    pub(crate) fn end(&mut self) {
-        if self.config.cancel_at_end {
-            for sequence in self.flights.sequences() {
-                self.decide(sequence, Outcome::Cancelled);
-            }
         }
     }
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use super::{Worker, is_transient, write_time_left};
 use crate::logging::foreign;
 use crate::panic::catch;
-use crate::server::connection::{CloseReason, LinkState, Wire};
+use crate::server::close_reason::CloseReason;
 use crate::server::lifecycle::Phase;
+use crate::server::link::{LinkState, Wire};
 
 /// How long a client that was active a moment ago may take to notice that we closed. Without it, the kernel answers
 /// what it still sends with a reset, and the client can lose what we sent last.

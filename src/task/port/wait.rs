@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::flight::Finish;
-use super::options::TaskOptions;
-use super::outcome::Outcome;
-use super::port::Port;
-use super::queue::Job;
-use super::reply::Message;
+use super::Port;
 use crate::error::WaitError;
 use crate::panic::catch;
+use crate::task::flight::Finish;
+use crate::task::options::TaskOptions;
+use crate::task::outcome::Outcome;
+use crate::task::queue::Job;
+use crate::task::reply::Message;
 
 /// The tasks that are waited for.
 struct Waited<'a, R> {
@@ -39,7 +39,7 @@ impl<R> Waited<'_, R> {
 
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Submits a task and blocks until it has ended, or for `timeout`.
-    pub(super) fn wait(
+    pub(in crate::task) fn wait(
         &mut self,
         payload: T,
         options: Option<TaskOptions<T>>,
@@ -53,7 +53,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     /// The same for several, for `timeout` in all.
-    pub(super) fn wait_for_all(
+    pub(in crate::task) fn wait_for_all(
         &mut self,
         payloads: Vec<T>,
         options: Option<TaskOptions<T>>,

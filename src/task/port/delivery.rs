@@ -1,0 +1,167 @@
+//! What comes back to a port: outcomes, results and progress, each with what is to run for it.
+
+use std::time::{Duration, Instant};
+
+use super::{Port, far};
+use crate::task::flight::{Delivery, Each, Finish, Flight, What};
+use crate::task::order::Order;
+use crate::task::outcome::{Finished, Progress, Returned, TaskId};
+use crate::task::reply::Message;
+
+impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
+    /// Whether there may be something to deliver.
+    pub(crate) fn has_message(&self) -> bool {
+        !self.aside.is_empty()
+            || !self.address.receiver().is_empty()
+            || self.order.as_ref().is_some_and(Order::has_next)
+    }
+
+    /// More messages than this cannot be here, but for those of progress.
+    pub(crate) fn most_messages(&self) -> usize {
+        self.in_flight() + self.address.results()
+    }
+
+    /// Blocks until a message is here, a deadline of a task in flight has come, or `timeout` is over. Call it when
+    /// there is none.
+    pub(crate) fn wait_for_message(&mut self, timeout: Duration) {
+        let end = far(Instant::now(), timeout);
+        let until = self.next_deadline().map_or(end, |deadline| deadline.min(end));
+        if let Some(message) = self.receive(Some(until)) {
+            self.put_aside(message);
+        }
+    }
+
+    /// The next thing that is here, with what is to run for it.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Option<Delivery<R, C>> {
+        loop {
+            let message = match self.order {
+                None => self.next_message()?,
+                Some(_) => self.next_in_order()?,
+            };
+            if let Some(delivery) = self.deliver(message) {
+                return Some(delivery);
+            }
+        }
+    }
+
+    #[inline]
+    fn next_message(&mut self) -> Option<Message<R>> {
+        match self.aside.is_empty() {
+            true => self.address.receiver().try_recv().ok(),
+            false => self.aside.pop_front(),
+        }
+    }
+
+    fn next_in_order(&mut self) -> Option<Message<R>> {
+        loop {
+            if let Some(message) = self.order.as_mut().and_then(Order::next) {
+                return Some(message);
+            }
+            let message = self.next_message()?;
+            self.note(&message);
+            let in_line = message.task().filter(|id| self.is_in_line(*id));
+            match (&mut self.order, in_line) {
+                (Some(order), Some(id)) => match order.admit(id.sequence, message) {
+                    Some(message) => return Some(message),
+                    None => continue,
+                },
+                _ => return Some(message),
+            }
+        }
+    }
+
+    fn is_in_line(&self, id: TaskId) -> bool {
+        id.submitter == self.address.number && self.flights.get(id.sequence).is_some_and(|flight| !flight.is_apart())
+    }
+
+    #[inline]
+    fn deliver(&mut self, message: Message<R>) -> Option<Delivery<R, C>> {
+        let what = match message {
+            Message::Finished(finished) if finished.is_last => self.deliver_outcome(finished),
+            Message::Finished(finished) => self.deliver_result(finished),
+            Message::Returned(id, returned) => self.deliver_returned(id, returned),
+            Message::Progress(id, worker_index) => {
+                self.room.crew.told_progress(id, worker_index).map(|progress| What::Progress(id, progress))
+            }
+        };
+        what.map(Delivery)
+    }
+
+    #[inline]
+    fn deliver_outcome(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
+        self.ledger.delivered.add(1);
+        if finished.id.submitter != self.address.number {
+            self.address.forget_foreign();
+            return Some(What::ForAll(finished));
+        }
+        match self.land(finished.id.sequence)? {
+            Finish::ForAll => Some(What::ForAll(finished)),
+            Finish::Then(then) => Some(What::Then(then, finished)),
+            Finish::Each(each) => Some(What::Each(each?, finished)),
+            // It has not returned.
+            Finish::Closure(then) => Some(What::Closure(then, Err(finished.into_result().err()?))),
+            Finish::Waited => None,
+        }
+    }
+
+    fn deliver_returned(&mut self, id: TaskId, returned: Returned) -> Option<What<R, C>> {
+        self.ledger.delivered.add(1);
+        match self.land(id.sequence)? {
+            Finish::Closure(then) => Some(What::Closure(then, Ok(returned))),
+            _ => None,
+        }
+    }
+
+    fn deliver_result(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
+        self.address.forget_result();
+        if finished.id.submitter != self.address.number {
+            return Some(What::ForAll(finished));
+        }
+        match &mut self.flights.get_mut(finished.id.sequence)?.finish {
+            Finish::ForAll => Some(What::ForAll(finished)),
+            Finish::Each(each) => each.take().map(|each| What::Each(each, finished)),
+            // It asked for the outcome only.
+            Finish::Then(_) | Finish::Closure(_) | Finish::Waited => None,
+        }
+    }
+
+    fn put_back(&mut self, id: TaskId, closure: Each<R, C>) {
+        if id.submitter != self.address.number {
+            return;
+        }
+        if let Some(Flight { finish: Finish::Each(each), .. }) = self.flights.get_mut(id.sequence) {
+            *each = Some(closure);
+        }
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
+    /// Runs what is to run for a delivery. `port` is where `user` has this port.
+    #[inline]
+    pub(crate) fn run(
+        delivery: Delivery<R, C>,
+        user: &mut C,
+        port: impl Fn(&mut C) -> &mut Self,
+        on_finish: Option<&OnFinish<R, C>>,
+        on_progress: Option<&OnProgress<C>>,
+    ) -> anyhow::Result<()> {
+        match delivery.0 {
+            What::ForAll(finished) => on_finish.map_or(Ok(()), |on_finish| on_finish(user, finished)),
+            What::Then(then, finished) => then(user, finished),
+            What::Closure(then, returned) => then(user, returned),
+            What::Each(mut each, finished) => {
+                let (id, is_last) = (finished.id, finished.is_last);
+                let returned = each(user, finished);
+                if !is_last {
+                    port(user).put_back(id, each);
+                }
+                returned
+            }
+            What::Progress(id, progress) => on_progress.map_or(Ok(()), |on_progress| on_progress(user, id, progress)),
+        }
+    }
+}
+
+pub(crate) type OnFinish<R, C> = Box<dyn Fn(&mut C, Finished<R>) -> anyhow::Result<()> + Send + Sync>;
+pub(crate) type OnProgress<C> = Box<dyn Fn(&mut C, TaskId, Progress) -> anyhow::Result<()> + Send + Sync>;

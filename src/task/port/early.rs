@@ -1,0 +1,109 @@
+//! Outcomes that a port decides itself, before the task has ended: at a deadline, or by cancelling it.
+
+use std::sync::atomic::{Ordering, fence};
+use std::time::Instant;
+
+use super::Port;
+use crate::panic::catch;
+use crate::task::outcome::{Finished, Outcome, Run, TaskId};
+use crate::task::reply::Message;
+
+impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
+    /// Cancels a task; false if it is not in flight, or its outcome is here already.
+    pub(crate) fn cancel(&mut self, id: TaskId) -> bool {
+        id.submitter == self.address.number && self.decide(id.sequence, Outcome::Cancelled)
+    }
+
+    /// When the next deadline of a task in flight comes.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// Lets those tasks time out whose deadline has come.
+    pub(crate) fn time_out(&mut self) {
+        if self.deadlines.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(&(deadline, sequence)) = self.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            self.deadlines.pop_first();
+            self.decide(sequence, Outcome::TimedOut);
+        }
+    }
+
+    /// Decides the outcome of a task in flight, wherever it is, unless that has been decided.
+    pub(super) fn decide(&mut self, sequence: u64, outcome: Outcome<R>) -> bool {
+        let id = TaskId { submitter: self.address.number, sequence };
+        let Some(flight) = self.flights.get(sequence) else { return false };
+        if flight.ended {
+            return false;
+        }
+        if let Some(delayed) = self.room.timer.remove(id) {
+            self.put_decided(id, outcome, None);
+            // The payload's own drop may panic.
+            let _ = catch(|| drop(delayed));
+            return true;
+        }
+        // Struck first and looked for second; whoever takes a task out of the queue shows that it has started first,
+        // and looks whether it was struck second.
+        self.address.strike(id);
+        if let Some(started) = self.room.crew.claim(id) {
+            self.address.unstrike(id);
+            self.put_decided(id, outcome, Some((started.worker_index, started.run(Instant::now()))));
+            return true;
+        }
+        self.put_all_aside();
+        if self.flights.get(sequence).is_none_or(|flight| flight.ended) {
+            self.address.unstrike(id);
+            return false;
+        }
+        // It is queued, or on its way there. Who takes it out will throw it away.
+        self.put_decided(id, outcome, None);
+        true
+    }
+
+    fn put_all_aside(&mut self) {
+        while let Ok(message) = self.address.receiver().try_recv() {
+            self.put_aside(message);
+        }
+    }
+
+    pub(super) fn put_aside(&mut self, message: Message<R>) {
+        self.note(&message);
+        self.aside.push_back(message);
+    }
+
+    /// Remembers whose outcome this is, if it is one.
+    pub(super) fn note(&mut self, message: &Message<R>) {
+        if let Some(id) = message.ends().filter(|id| id.submitter == self.address.number) {
+            if let Some(flight) = self.flights.get_mut(id.sequence) {
+                flight.ended = true;
+            }
+        }
+    }
+
+    fn put_decided(&mut self, id: TaskId, outcome: Outcome<R>, ran: Option<(u32, Run)>) {
+        let kind = outcome.kind();
+        self.ledger.count(kind);
+        let run = ran.map_or_else(|| Run::never(Instant::now()), |(_, run)| run);
+        let worker_index = ran.map(|(worker_index, _)| worker_index);
+        // After what has come before it.
+        self.put_all_aside();
+        self.put_aside(Message::Finished(Finished { id, outcome, is_last: true, worker_index, run }));
+        fence(Ordering::SeqCst);
+        self.room.crew.observe(|observer| observer.task_ended(id, kind));
+        self.room.crew.fewer_pending();
+    }
+
+    /// The user ends: cancels what is in flight, if so configured.
+    pub(crate) fn end(&mut self) {
+        if self.config.cancel_at_end {
+            for sequence in self.flights.sequences() {
+                self.decide(sequence, Outcome::Cancelled);
+            }
+        }
+    }
+}
