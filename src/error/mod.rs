@@ -1,0 +1,7 @@
+//! One small error per operation.
+
+mod server;
+mod task;
+
+pub use server::{BindError, JoinError, RunError, SendError};
+pub use task::{BuildError, FinishError, NotFinished, TaskError, TaskFailure, TryTaskError, WaitError};
