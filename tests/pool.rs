@@ -1040,14 +1040,46 @@ fn recycling_on_demand_renews_one_state_after_the_other_and_loses_nothing() {
         submitter.task(()).unwrap();
     }
     pool.recycle();
-    for index in 0..3 {
-        assert_eq!([events.next(), events.next()], [("stop", index), ("start", index)]);
+    let mut renewed = [false; 3];
+    for _ in 0..3 {
+        let (stopped, started) = (events.next(), events.next());
+        assert_eq!((stopped.0, started), ("stop", ("start", stopped.1)), "no two at the same time");
+        assert!(!std::mem::replace(&mut renewed[stopped.1], true), "each once");
     }
     finish_all(&mut submitter);
     eventually("all three are counted", || pool.stats().recycled == 3);
     let tasks = pool.shutdown(PATIENCE).tasks;
     assert_eq!(tasks.done, 100);
     assert_balanced(&tasks);
+}
+
+#[test]
+fn a_busy_task_worker_holds_up_no_other_that_is_to_be_recycled() {
+    let (sender, events) = events();
+    let stopping = sender.clone();
+    let gate = Gate::default();
+    let pool = TaskPool::builder()
+        .task_worker_num(3)
+        .task_worker(move |index| Ok(sender.send(("start", index))?))
+        .task_worker_stop(move |index, ()| stopping.send(("stop", index)).unwrap())
+        .on_task(|_cx, gate: Gate| Ok(gate.pass()))
+        .build()
+        .unwrap();
+    (0..3).for_each(|_| assert_eq!(events.next().0, "start"));
+    let mut submitter = pool.submitter();
+    submitter.with(TaskOptions::new().worker(0)).task(gate.clone()).unwrap();
+    eventually("it is busy", || pool.stats().task_workers_busy == 1);
+    pool.recycle();
+    let mut idle_ones = [0; 2];
+    for renewed in &mut idle_ones {
+        let (stopped, started) = (events.next(), events.next());
+        assert_eq!((stopped.0, started), ("stop", ("start", stopped.1)));
+        *renewed = stopped.1;
+    }
+    idle_ones.sort_unstable();
+    assert_eq!(idle_ones, [1, 2]);
+    gate.open();
+    assert_eq!([events.next(), events.next()], [("stop", 0), ("start", 0)]);
 }
 
 #[test]

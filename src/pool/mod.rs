@@ -130,7 +130,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
         self.pool.times()
     }
 
-    /// Has all task workers renew their state, one after the other. As
+    /// Has all task workers renew their state, one at a time. As
     /// [`ServerHandle::recycle`](crate::ServerHandle::recycle).
     pub fn recycle(&self) {
         self.pool.recycle();

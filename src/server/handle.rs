@@ -166,9 +166,33 @@ impl ServerHandle {
         self.core.back_room()?.times()
     }
 
-    /// Has all task workers renew their state, one after the other by index, each once it has ended the task it runs; no
-    /// task is lost. One that is busy for long holds up those behind it, which go on with their old states. Returns at
-    /// once. Swoole's `reload` of task workers.
+    /// Has all task workers renew their state, each between two tasks and never two at the same time; no task is lost.
+    /// One that is busy for long comes later and holds up no other; one whose state cannot be made again keeps the turn
+    /// until it can. Returns at once. Swoole's `reload` of task workers.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicUsize, Ordering};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let made = Arc::new(AtomicUsize::new(0));
+    /// let count = Arc::clone(&made);
+    /// let pool = backroom::TaskPool::builder()
+    ///     .task_worker_num(2)
+    ///     .task_worker(move |_index| Ok(count.fetch_add(1, Ordering::Relaxed)))
+    ///     .on_task(|cx, ()| Ok(*cx.worker()))
+    ///     .build()?;
+    ///
+    /// pool.recycle();
+    /// let mut submitter = pool.submitter();
+    /// while pool.stats().recycled < 2 {
+    ///     submitter.task_wait((), Duration::from_secs(10))?;
+    /// }
+    /// assert!(submitter.task_wait((), Duration::from_secs(10))? >= 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn recycle(&self) {
         if let Some(back_room) = self.core.back_room() {
             back_room.recycle();

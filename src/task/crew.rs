@@ -3,13 +3,13 @@
 mod renewal;
 mod started;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use renewal::Renewals;
 pub(super) use started::{Ending, Started, in_time};
 use started::{Slot, TakenReplies};
 
@@ -33,10 +33,7 @@ pub(super) struct Crew<R> {
     ending: AtomicBool,
     /// Nothing is waited for any more: a task that has not started is given up.
     expired: AtomicBool,
-    /// Task workers that are to renew their state, one after the other.
-    renewals: Mutex<VecDeque<usize>>,
-    /// Whose turn that is: its index, or `NOBODY`.
-    turn: AtomicUsize,
+    renewals: Renewals,
     /// Loops that have not ended.
     loops: Mutex<usize>,
     /// A loop has ended, or it may be time to.
@@ -47,8 +44,6 @@ pub(super) struct Crew<R> {
     observer: Option<Arc<dyn Observer>>,
     pub(super) panic_log: LogLimit,
 }
-
-const NOBODY: usize = usize::MAX;
 
 impl<R> Crew<R> {
     pub(super) fn new(
@@ -64,8 +59,7 @@ impl<R> Crew<R> {
             draining: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             expired: AtomicBool::new(false),
-            renewals: Mutex::new(VecDeque::new()),
-            turn: AtomicUsize::new(NOBODY),
+            renewals: Renewals::new(workers),
             loops: Mutex::new(workers),
             changed: Condvar::new(),
             owner,

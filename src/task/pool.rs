@@ -167,7 +167,7 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
         self.clocks.as_ref()?.read()
     }
 
-    /// Has all task workers renew their state, one after the other.
+    /// Has all task workers renew their state, one at a time.
     pub(crate) fn recycle(&self) {
         self.room.crew.renew_all();
     }

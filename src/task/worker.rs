@@ -144,7 +144,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             }
             clock = Some(ended);
             left_to_run -= 1;
-            if left_to_run == 0 || self.room.crew.is_to_renew(self.index) {
+            if left_to_run == 0 || self.room.crew.takes_turn(self.index) {
                 return Left::ToRenew;
             }
         }
@@ -156,7 +156,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let look = || match queue.take(seat) {
             Some(task) => Some(Next::Run(task)),
             None if crew.is_over() => Some(Next::Leave(Left::ToldToEnd)),
-            None if crew.is_to_renew(self.index) => Some(Next::Leave(Left::ToRenew)),
+            None if crew.takes_turn(self.index) => Some(Next::Leave(Left::ToRenew)),
             None => None,
         };
         crew.idle.wait(self.index, patience, look, || queue.is_empty())

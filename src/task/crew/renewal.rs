@@ -1,36 +1,60 @@
-//! Renewing the states of the task workers, one after the other.
+//! Renewing the states of the task workers, one at a time.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
-use super::{Crew, NOBODY};
+use super::Crew;
+
+/// Who is to renew its state. Whoever is between two tasks takes the turn if nobody has it, so one that is busy for long
+/// holds up no other.
+pub(super) struct Renewals {
+    /// By index, whether it is to.
+    due: Box<[AtomicBool]>,
+    /// Whose turn it is: its index, or `NOBODY`.
+    turn: AtomicUsize,
+}
+
+const NOBODY: usize = usize::MAX;
+
+impl Renewals {
+    pub(super) fn new(workers: usize) -> Renewals {
+        Renewals { due: (0..workers).map(|_| AtomicBool::new(false)).collect(), turn: AtomicUsize::new(NOBODY) }
+    }
+
+    fn is_due(&self, index: usize) -> bool {
+        self.due[index].load(Ordering::Relaxed)
+    }
+}
 
 impl<R> Crew<R> {
     /// All are to renew their state; those that wait for their turn already do so once.
     pub(in crate::task) fn renew_all(&self) {
-        let mut renewals = self.renewals.lock();
-        for index in 0..self.slots.len() {
-            if !renewals.contains(&index) {
-                renewals.push_back(index);
-            }
+        for due in &self.renewals.due {
+            due.store(true, Ordering::Relaxed);
         }
-        self.call_next(renewals.front().copied());
+        self.offer_turn();
     }
 
-    pub(in crate::task) fn is_to_renew(&self, index: usize) -> bool {
-        self.turn.load(Ordering::Relaxed) == index
+    /// Whether this one is to renew its state now. If so, nobody else is until it [has](Self::renewed).
+    #[inline]
+    pub(in crate::task) fn takes_turn(&self, index: usize) -> bool {
+        self.renewals.is_due(index)
+            && self.renewals.turn.compare_exchange(NOBODY, index, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// This one has a new state, or has ended.
     pub(in crate::task) fn renewed(&self, index: usize) {
-        let mut renewals = self.renewals.lock();
-        renewals.retain(|&waiting| waiting != index);
-        self.call_next(renewals.front().copied());
+        let Renewals { due, turn } = &self.renewals;
+        due[index].store(false, Ordering::Relaxed);
+        if turn.compare_exchange(index, NOBODY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.offer_turn();
+        }
     }
 
-    fn call_next(&self, index: Option<usize>) {
-        self.turn.store(index.unwrap_or(NOBODY), Ordering::Relaxed);
-        if let Some(index) = index {
-            fence(Ordering::SeqCst);
+    /// Wakes those who are to take it and sleep. Those who run a task look when it has ended.
+    fn offer_turn(&self) {
+        // Either who goes to sleep sees that nobody has the turn, or we see it sleep.
+        fence(Ordering::SeqCst);
+        for index in (0..self.size()).filter(|&index| self.renewals.is_due(index)) {
             self.idle.wake(index);
         }
     }
