@@ -349,6 +349,64 @@ fn a_task_that_runs_past_its_deadline_times_out_then_and_is_told_so() {
 }
 
 #[test]
+fn a_task_that_a_task_submitted_times_out_at_its_deadline_whether_it_runs_or_is_queued() {
+    let gate = Gate::default();
+    let blocking = gate.clone();
+    let outcomes = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&outcomes);
+    let pool = TaskPool::builder()
+        .task_worker_num(2)
+        .on_task(move |cx, submits: bool| {
+            if submits {
+                let soon = TaskOptions::new().deadline(Duration::from_millis(200));
+                (0..2).try_for_each(|_| cx.task_with(&soon, false).map(drop))?;
+            }
+            Ok(blocking.pass())
+        })
+        .on_finish(move |_, done| Ok(told.lock().push((done.outcome().kind(), done.worker_index().is_some()))))
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    submitter.task(true).unwrap();
+    // The gate is closed until both were heard of: one runs by then, and one is queued.
+    while outcomes.lock().len() < 2 {
+        assert_ne!(submitter.run_finished_for(PATIENCE), 0, "{:?}", outcomes.lock());
+    }
+    outcomes.lock().sort_by_key(|outcome| outcome.1);
+    assert_eq!(*outcomes.lock(), [(OutcomeKind::TimedOut, false), (OutcomeKind::TimedOut, true)]);
+    gate.open();
+    finish_all(&mut submitter);
+    let tasks = pool.shutdown(PATIENCE).tasks;
+    assert_eq!((tasks.done, tasks.timed_out, tasks.late, tasks.delivered), (1, 2, 1, 3));
+    assert_balanced(&tasks);
+}
+
+#[test]
+fn a_repeated_task_times_out_at_its_deadline_while_the_task_workers_are_busy() {
+    let outcomes = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&outcomes);
+    let pool = TaskPool::builder()
+        .task_worker_num(1)
+        .on_task(|_cx, gate: Option<Gate>| Ok(gate.iter().for_each(Gate::pass)))
+        .on_finish(move |_, done| Ok(told.lock().push(done.outcome().kind())))
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    let gate = Gate::default();
+    submitter.task(Some(gate.clone())).unwrap();
+    let soon = TaskOptions::new().deadline(Duration::from_millis(5));
+    let repetition = submitter.with(soon).task_every(Duration::from_millis(1), || None).unwrap();
+    while outcomes.lock().len() < 10 {
+        assert_ne!(submitter.run_finished_for(PATIENCE), 0, "{:?}", outcomes.lock());
+    }
+    assert!(outcomes.lock().iter().all(|kind| *kind == OutcomeKind::TimedOut));
+    repetition.stop();
+    gate.open();
+    finish_all(&mut submitter);
+    assert_balanced(&pool.shutdown(PATIENCE).tasks);
+}
+
+#[test]
 fn a_deadline_holds_where_the_submitter_never_looks() {
     let pool = TaskPool::builder()
         .task_worker_num(1)

@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Callbacks;
 use crate::error::{TaskError, TaskFailure, TryTaskError, WaitError};
 use crate::logging::foreign;
-use crate::task::{Finished, Port, Progress, Repetition, TaskId, TaskOptions, With};
+use crate::task::{Finished, Port, Progress, Repetition, TaskId, TaskOptions, With, far};
 
 /// One thread's way into a [`TaskPool`](super::TaskPool), and the outcomes' way back: their finish closures run on this
 /// thread, when it calls [`run_finished`](Self::run_finished) or [`run_finished_for`](Self::run_finished_for).
@@ -75,15 +75,19 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     }
 
     /// Waits until something comes, but no longer than `timeout`, and does what [`run_finished`](Self::run_finished)
-    /// does. With nothing in flight it waits as well, for a [repetition](Self::task_every), say.
+    /// does: 0 only after `timeout`. With nothing in flight it waits as well, for a [repetition](Self::task_every), say.
     pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
-        match self.run_finished() {
-            0 if !self.is_running => {
-                self.port.wait_for_message(timeout);
-                self.run_finished()
-            }
-            run => run,
+        let mut run = self.run_finished();
+        if run > 0 || self.is_running {
+            return run;
         }
+        let end = far(Instant::now(), timeout);
+        // What comes may be held back, until its turn in the order of results has come.
+        while run == 0 && Instant::now() < end {
+            self.port.wait_for_message(end);
+            run = self.run_finished();
+        }
+        run
     }
 }
 

@@ -30,7 +30,7 @@ pub use repetition::Repetition;
 pub use with::With;
 
 pub(crate) use pool::{Hooks, OnTask, Pool, PoolConfig, StartError, StartHook, StopHook};
-pub(crate) use port::{OnFinish, OnProgress, Port, PortConfig, WhenFull};
+pub(crate) use port::{OnFinish, OnProgress, Port, PortConfig, WhenFull, far};
 
 // For `idle`, which takes them from here so that `tests/model` can put others in their place.
 use crate::patience::Patience;

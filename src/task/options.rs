@@ -93,8 +93,8 @@ impl<T> TaskOptions<T> {
     /// [`expired`](crate::TaskInfo::expired) says so to it. Default: none.
     ///
     /// The outcome is there at the deadline, even while the task still runs. It is decided by the submitter, when it
-    /// next looks for outcomes; a connection always does. Where no submitter follows the task, since it is one-way or
-    /// was submitted by a task or a repetition, it is decided when a task worker comes to the task, or the task returns.
+    /// next looks for outcomes; a connection always does. Where nobody will hear of it, since the task is one-way or
+    /// its submitter is gone, it is decided when a task worker comes to the task, or the task returns.
     pub fn deadline(mut self, time: Duration) -> Self {
         self.deadline = Some(time);
         self

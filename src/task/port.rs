@@ -8,6 +8,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
+
 pub(crate) use delivery::{OnFinish, OnProgress};
 
 use super::Wake;
@@ -26,8 +28,9 @@ use crate::stats::{Ledger, OpenLedger};
 
 /// Belongs to one thread. `C` is who uses it, and is lent to the finish closures.
 ///
-/// Only the port itself decides the outcome of one of its tasks early, at a deadline or by cancelling it. So it knows
-/// which of them have no outcome yet, but for those it is about to hear of.
+/// Only the port itself decides the outcome of one of its tasks early, at a deadline or by cancelling it; and likewise
+/// of one that was submitted in its name, of whose deadline it is told. So it knows which of them have no outcome yet,
+/// but for those it is about to hear of.
 pub(crate) struct Port<T, R, C> {
     /// The sequence of the last accepted task.
     sequence: u64,
@@ -37,7 +40,9 @@ pub(crate) struct Port<T, R, C> {
     flights: Flights<Flight<R, C>>,
     /// How many of them count towards `max_in_flight`.
     counted: usize,
-    deadlines: BTreeSet<(Instant, u64)>,
+    deadlines: BTreeSet<(Instant, TaskId)>,
+    /// The deadlines of tasks that others submitted in its name.
+    foreign_deadlines: FxHashMap<TaskId, Instant>,
     /// Came for others while somebody waited, or was decided here.
     pub(super) aside: VecDeque<Message<R>>,
     order: Option<Order<Message<R>>>,
@@ -114,6 +119,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             flights: Flights::new(),
             counted: 0,
             deadlines: BTreeSet::new(),
+            foreign_deadlines: FxHashMap::default(),
             aside: VecDeque::new(),
             order: config.in_order.then(Order::new),
             ledger: room.crew.books.open(),
@@ -163,7 +169,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             self.now = None;
         }
         let now = *self.now.get_or_insert_with(Instant::now);
-        let id = TaskId { submitter: self.address.number, sequence: self.sequence + 1 };
+        let id = self.id(self.sequence + 1);
         let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&self.address), one_way: heard.is_none() };
         let accepted = match options {
             None => {
@@ -217,7 +223,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             special.deadline = None;
         }
         if let Some(deadline) = flight.special.as_ref().and_then(|special| special.deadline) {
-            self.deadlines.insert((deadline, sequence));
+            self.deadlines.insert((deadline, self.id(sequence)));
         }
         if !flight.is_apart() {
             self.counted += 1;
@@ -232,7 +238,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     pub(super) fn land(&mut self, sequence: u64) -> Option<Finish<R, C>> {
         let flight = self.flights.remove(sequence)?;
         if let Some(deadline) = flight.special.as_ref().and_then(|special| special.deadline) {
-            self.deadlines.remove(&(deadline, sequence));
+            self.deadlines.remove(&(deadline, self.id(sequence)));
         }
         if !flight.is_apart() {
             self.counted -= 1;
@@ -325,6 +331,11 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.address.number
     }
 
+    /// The id of the task that it submitted with this sequence.
+    pub(super) fn id(&self, sequence: u64) -> TaskId {
+        TaskId { submitter: self.address.number, sequence }
+    }
+
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -361,7 +372,7 @@ impl<T, R, C> Drop for Port<T, R, C> {
 }
 
 /// So long after `now`, or as far away as the clock reaches.
-pub(super) fn far(now: Instant, time: Duration) -> Instant {
+pub(crate) fn far(now: Instant, time: Duration) -> Instant {
     const YEARS: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
     now.checked_add(time).unwrap_or(now + YEARS)
 }

@@ -21,6 +21,9 @@ pub(super) enum Message<R> {
     /// The task has come further, and runs on this task worker. There is one at most for each task that runs; how far
     /// it has come is read where it runs.
     Progress(TaskId, u32),
+    /// Somebody has submitted this task in the submitter's name, with a deadline for the submitter to follow. Comes
+    /// before anything else of that task.
+    Deadline(TaskId, Instant),
 }
 
 impl<R> Message<R> {
@@ -29,7 +32,7 @@ impl<R> Message<R> {
         match self {
             Message::Finished(finished) => Some(finished.id),
             Message::Returned(id, _) => Some(*id),
-            Message::Progress(..) => None,
+            Message::Progress(..) | Message::Deadline(..) => None,
         }
     }
 
@@ -38,7 +41,7 @@ impl<R> Message<R> {
         match self {
             Message::Finished(finished) => finished.is_last.then_some(finished.id),
             Message::Returned(id, _) => Some(*id),
-            Message::Progress(..) => None,
+            Message::Progress(..) | Message::Deadline(..) => None,
         }
     }
 }
@@ -114,7 +117,7 @@ impl<R> ReplyAddress<R> {
     }
 
     /// Cannot fail: a receiver lives as long as this. Rouse the submitter after it.
-    fn push(&self, message: Message<R>) {
+    pub(super) fn push(&self, message: Message<R>) {
         let _ = self.sender.send(message);
     }
 

@@ -9,7 +9,7 @@ use super::options::TaskOptions;
 use super::outcome::{Ended, Outcome, TaskId};
 use super::queue::{Extra, Job, Place, Queue, Task};
 use super::repetition::Keeper;
-use super::reply::{ReplyAddress, Ticket};
+use super::reply::{Message, ReplyAddress, Ticket};
 use super::timer::{Due, NoTimer, Timer};
 use crate::error::TaskError;
 use crate::panic::catch;
@@ -54,6 +54,18 @@ impl<T> TaskOptions<T> {
     }
 }
 
+impl<T, R> Task<T, R> {
+    /// Has the submitter follow the deadline of a task that somebody else submits in its name.
+    #[inline]
+    fn hand_deadline_over(&self) {
+        let Some(deadline) = self.extra.as_ref().and_then(|extra| extra.deadline) else { return };
+        let Ticket { id, reply_to, one_way, .. } = &self.ticket;
+        if id.submitter != reply_to.number && !one_way {
+            reply_to.push(Message::Deadline(*id, deadline));
+        }
+    }
+}
+
 impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     pub(super) fn new(queue: Queue<T, R>, crew: Crew<R>) -> Room<T, R> {
         Room { queue, crew: Arc::new(crew), timer: Timer::new(), closed: AtomicBool::new(false) }
@@ -94,6 +106,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         }
         let id = task.ticket.id;
         self.crew.observe(|observer| observer.task_accepted(id));
+        task.hand_deadline_over();
         match due {
             None => self.queue_up(task, place, ledger),
             Some(due) => {
@@ -121,16 +134,18 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         }
         let now = Instant::now();
         let (extra, place) = options.map(|options| options.settle(now)).unwrap_or_default();
+        let has_deadline = extra.as_ref().is_some_and(|extra| extra.deadline.is_some());
         let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&reply_to), one_way };
         let task = Task { job: Job::OnTask(payload), ticket, extra };
-        self.accept(task, place, due, true, ledger).map_err(|(reason, task)| {
-            if !one_way {
-                // It may have waited for this one to end.
-                reply_to.forget_foreign();
-                reply_to.rouse(ledger);
-            }
-            (reason, task.job.into_payload())
-        })
+        let accepted = self.accept(task, place, due, true, ledger);
+        if accepted.is_err() && !one_way {
+            reply_to.forget_foreign();
+        }
+        if !one_way && (has_deadline || accepted.is_err()) {
+            // It is to follow the deadline, or may have waited for this one to end.
+            reply_to.rouse(ledger);
+        }
+        accepted.map_err(|(reason, task)| (reason, task.job.into_payload()))
     }
 
     /// Queues a task that was accepted, and wakes a task worker for it.

@@ -1,8 +1,8 @@
 //! What comes back to a port: outcomes, results and progress, each with what is to run for it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::{Port, far};
+use super::Port;
 use crate::task::flight::{Delivery, Each, Finish, Flight, What};
 use crate::task::order::Order;
 use crate::task::outcome::{Finished, Progress, Returned, TaskId};
@@ -21,10 +21,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.in_flight() + self.address.results()
     }
 
-    /// Blocks until a message is here, a deadline of a task in flight has come, or `timeout` is over. Call it when
-    /// there is none.
-    pub(crate) fn wait_for_message(&mut self, timeout: Duration) {
-        let end = far(Instant::now(), timeout);
+    /// Blocks until a message is here, a deadline of a task in flight has come, or it is `end`. Call it when there is
+    /// none.
+    pub(crate) fn wait_for_message(&mut self, end: Instant) {
         let until = self.next_deadline().map_or(end, |deadline| deadline.min(end));
         if let Some(message) = self.receive(Some(until)) {
             self.put_aside(message);
@@ -84,6 +83,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             Message::Progress(id, worker_index) => {
                 self.room.crew.told_progress(id, worker_index).map(|progress| What::Progress(id, progress))
             }
+            Message::Deadline(id, deadline) => {
+                self.follow(id, deadline);
+                None
+            }
         };
         what.map(Delivery)
     }
@@ -93,6 +96,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.ledger.delivered.add(1);
         if finished.id.submitter != self.address.number {
             self.address.forget_foreign();
+            self.follow_no_more(finished.id);
             return Some(What::ForAll(finished));
         }
         match self.land(finished.id.sequence)? {

@@ -11,7 +11,20 @@ use crate::task::reply::Message;
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Cancels a task; false if it is not in flight, or its outcome is here already.
     pub(crate) fn cancel(&mut self, id: TaskId) -> bool {
-        id.submitter == self.address.number && self.decide(id.sequence, Outcome::Cancelled)
+        id.submitter == self.address.number && self.decide(id, Outcome::Cancelled)
+    }
+
+    /// From now on it follows the deadline of a task that somebody else submitted in its name.
+    pub(super) fn follow(&mut self, id: TaskId, deadline: Instant) {
+        self.foreign_deadlines.insert(id, deadline);
+        self.deadlines.insert((deadline, id));
+    }
+
+    /// A task of somebody else has ended.
+    pub(super) fn follow_no_more(&mut self, id: TaskId) {
+        if let Some(deadline) = self.foreign_deadlines.remove(&id) {
+            self.deadlines.remove(&(deadline, id));
+        }
     }
 
     /// When the next deadline of a task in flight comes.
@@ -25,20 +38,18 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             return;
         }
         let now = Instant::now();
-        while let Some(&(deadline, sequence)) = self.deadlines.first() {
+        while let Some(&(deadline, id)) = self.deadlines.first() {
             if deadline > now {
                 break;
             }
             self.deadlines.pop_first();
-            self.decide(sequence, Outcome::TimedOut);
+            self.decide(id, Outcome::TimedOut);
         }
     }
 
     /// Decides the outcome of a task in flight, wherever it is, unless that has been decided.
-    pub(super) fn decide(&mut self, sequence: u64, outcome: Outcome<R>) -> bool {
-        let id = TaskId { submitter: self.address.number, sequence };
-        let Some(flight) = self.flights.get(sequence) else { return false };
-        if flight.ended {
+    pub(super) fn decide(&mut self, id: TaskId, outcome: Outcome<R>) -> bool {
+        if !self.is_open(id) {
             return false;
         }
         if let Some(delayed) = self.room.timer.remove(id) {
@@ -56,13 +67,21 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             return true;
         }
         self.put_all_aside();
-        if self.flights.get(sequence).is_none_or(|flight| flight.ended) {
+        if !self.is_open(id) {
             self.address.unstrike(id);
             return false;
         }
         // It is queued, or on its way there. Who takes it out will throw it away.
         self.put_decided(id, outcome, None);
         true
+    }
+
+    /// Whether the outcome of a task was not seen yet.
+    fn is_open(&self, id: TaskId) -> bool {
+        match id.submitter == self.address.number {
+            true => self.flights.get(id.sequence).is_some_and(|flight| !flight.ended),
+            false => self.foreign_deadlines.contains_key(&id),
+        }
     }
 
     fn put_all_aside(&mut self) {
@@ -72,16 +91,20 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     pub(super) fn put_aside(&mut self, message: Message<R>) {
+        if let Message::Deadline(id, deadline) = message {
+            return self.follow(id, deadline);
+        }
         self.note(&message);
         self.aside.push_back(message);
     }
 
     /// Remembers whose outcome this is, if it is one.
     pub(super) fn note(&mut self, message: &Message<R>) {
-        if let Some(id) = message.ends().filter(|id| id.submitter == self.address.number) {
-            if let Some(flight) = self.flights.get_mut(id.sequence) {
-                flight.ended = true;
-            }
+        let Some(id) = message.ends() else { return };
+        if id.submitter != self.address.number {
+            self.follow_no_more(id);
+        } else if let Some(flight) = self.flights.get_mut(id.sequence) {
+            flight.ended = true;
         }
     }
 
@@ -102,7 +125,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     pub(crate) fn end(&mut self) {
         if self.config.cancel_at_end {
             for sequence in self.flights.sequences() {
-                self.decide(sequence, Outcome::Cancelled);
+                self.decide(self.id(sequence), Outcome::Cancelled);
             }
         }
     }

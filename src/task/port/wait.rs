@@ -148,7 +148,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             let (sequence, place) = waited.places[index];
             if waited.results[place].is_none() {
                 // Either this decides it, or its outcome has come at the last moment; aside it is in both cases.
-                self.decide(sequence, Outcome::TimedOut);
+                self.decide(self.id(sequence), Outcome::TimedOut);
             }
         }
         for message in std::mem::take(&mut self.aside) {
