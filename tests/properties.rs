@@ -1,19 +1,22 @@
-//! Random programs: whatever is submitted, cancelled, delayed, waited for or shut down, each accepted task has one
-//! outcome, and the books balance.
+//! Random programs of several submitters: whatever is submitted, repeated, cancelled, delayed, waited for or shut down,
+//! each accepted task has one outcome, and the books balance.
 
 mod common;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use backroom::{
-    Finished, Later, OutcomeKind, Priority, Retry, Submitter, TaskContext, TaskId, TaskOptions, TaskPool, WaitError,
+    Finished, Later, OutcomeKind, Priority, Repetition, Retry, Submitter, TaskContext, TaskId, TaskOptions, TaskPool,
+    TaskStats, WaitError,
 };
 use common::{PATIENCE, assert_balanced};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use proptest::prelude::*;
 
 /// What a task does.
@@ -26,18 +29,20 @@ enum Deed {
     Results(u8),
     /// Runs for so long, or until it is cancelled.
     Work(u8),
-    /// Submits this many further tasks.
+    /// Submits this many further tasks, the last with little time left.
     Submit(u8),
     FinishLater,
     DropReply,
     Progress,
 }
 
-/// What the submitter does.
+/// What a submitter does.
 #[derive(Clone, Debug)]
 enum Step {
     Submit(Deed, Way, Options),
     Closure(bool),
+    Repeat(Deed, Options),
+    StopRepeating,
     Cancel(prop::sample::Index),
     Wait(Deed, u8),
     WaitMulti(Vec<Deed>, u8),
@@ -70,7 +75,8 @@ struct Program {
     capacity: usize,
     in_order: bool,
     max_tasks: Option<u64>,
-    steps: Vec<Step>,
+    /// Those of each submitter.
+    steps: Vec<Vec<Step>>,
     end: End,
 }
 
@@ -78,10 +84,10 @@ struct Program {
 enum End {
     /// All is finished and heard of, and then the pool is shut down.
     AtRest,
-    /// The pool is shut down with so many milliseconds, and then the submitter hears what has come.
+    /// The pool is shut down with so many milliseconds, and then the submitters hear what has come.
     Shutdown(u8),
-    /// The submitter is gone first.
-    SubmitterGone,
+    /// The submitters are gone first.
+    SubmittersGone,
 }
 
 fn deeds() -> impl Strategy<Value = Deed> {
@@ -116,6 +122,8 @@ fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => (deeds(), ways, all_options()).prop_map(|(deed, way, options)| Step::Submit(deed, way, options)),
         1 => any::<bool>().prop_map(Step::Closure),
+        1 => (deeds(), all_options()).prop_map(|(deed, options)| Step::Repeat(deed, options)),
+        1 => Just(Step::StopRepeating),
         4 => any::<prop::sample::Index>().prop_map(Step::Cancel),
         1 => (deeds(), 0..4u8).prop_map(|(deed, millis)| Step::Wait(deed, millis)),
         1 => (prop::collection::vec(deeds(), 0..5), 0..4u8).prop_map(|(deeds, millis)| Step::WaitMulti(deeds, millis)),
@@ -126,9 +134,10 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 fn programs() -> impl Strategy<Value = Program> {
-    let end = prop_oneof![Just(End::AtRest), (0..4u8).prop_map(End::Shutdown), Just(End::SubmitterGone)];
+    let end = prop_oneof![Just(End::AtRest), (0..4u8).prop_map(End::Shutdown), Just(End::SubmittersGone)];
     let max_tasks = prop_oneof![Just(None), (1..5u64).prop_map(Some)];
-    (1..4usize, 3..30usize, any::<bool>(), max_tasks, prop::collection::vec(steps(), 0..60), end).prop_map(
+    let all_steps = prop::collection::vec(prop::collection::vec(steps(), 0..40), 1..4);
+    (1..4usize, 3..30usize, any::<bool>(), max_tasks, all_steps, end).prop_map(
         |(task_workers, capacity, in_order, max_tasks, steps, end)| Program {
             task_workers,
             capacity,
@@ -138,6 +147,25 @@ fn programs() -> impl Strategy<Value = Program> {
             end,
         },
     )
+}
+
+impl Options {
+    fn build<T: Clone>(self) -> TaskOptions<T> {
+        let mut options = TaskOptions::new().priority(self.priority);
+        if let Some(worker) = self.worker {
+            options = options.worker(worker);
+        }
+        if let Some(time) = self.deadline {
+            options = options.deadline(millis(time));
+        }
+        if let Some(time) = self.after {
+            options = options.after(millis(time));
+        }
+        if self.attempts > 1 {
+            options = options.retry(Retry::attempts(self.attempts).backoff(millis(1), millis(2)));
+        }
+        options
+    }
 }
 
 fn millis(millis: u8) -> Duration {
@@ -167,6 +195,7 @@ fn perform(cx: &mut TaskContext<Deed, u8, u64, ()>, deed: Deed) -> anyhow::Resul
                 let _ = cx.task(Deed::Return);
                 let _ = cx.task_oneway(Deed::Fail);
             }
+            let _ = cx.task_with(&TaskOptions::new().deadline(millis(count - 1)), Deed::Work(2));
         }
         Deed::FinishLater => {
             return cx.finish_later(|reply: Later<u8>| drop(thread::spawn(move || reply.finish(1))));
@@ -181,46 +210,51 @@ fn perform(cx: &mut TaskContext<Deed, u8, u64, ()>, deed: Deed) -> anyhow::Resul
 type Ends = Rc<RefCell<HashMap<TaskId, Vec<OutcomeKind>>>>;
 
 thread_local! {
-    /// What `on_finish` hears, on the thread of the one submitter.
+    /// What `on_finish` hears, on the thread of each submitter.
     static HEARD: RefCell<Vec<(TaskId, OutcomeKind)>> = const { RefCell::new(Vec::new()) };
 }
 
+/// One submitter, which takes the steps of a program.
 struct Run {
-    pool: TaskPool<Deed, u8>,
+    pool: Arc<TaskPool<Deed, u8>>,
     submitter: Submitter<Deed, u8>,
     ends: Ends,
     /// Tasks whose end is to be heard of, and closures'.
     expected: Vec<TaskId>,
     accepted: Vec<TaskId>,
+    repetitions: Vec<Repetition>,
     /// The last sequence that was handed out.
     taken: u64,
 }
 
+fn start(program: &Program) -> TaskPool<Deed, u8> {
+    let mut builder = TaskPool::builder()
+        .task_worker(|_| Ok(0u64))
+        .task_worker_num(program.task_workers)
+        .queue_capacity(program.capacity)
+        .results_in_order(program.in_order)
+        .max_results(4);
+    if let Some(tasks) = program.max_tasks {
+        builder = builder.task_max_request(tasks).task_max_request_grace(1);
+    }
+    builder
+        .on_task(perform)
+        .on_finish(|_, done| {
+            if done.is_last() {
+                HEARD.with_borrow_mut(|heard| heard.push((done.id(), done.outcome().kind())));
+            }
+            Ok(())
+        })
+        .on_progress(|_, _, _| Ok(()))
+        .build()
+        .unwrap()
+}
+
 impl Run {
-    fn start(program: &Program) -> Run {
-        HEARD.with_borrow_mut(Vec::clear);
-        let mut builder = TaskPool::builder()
-            .task_worker(|_| Ok(0u64))
-            .task_worker_num(program.task_workers)
-            .queue_capacity(program.capacity)
-            .results_in_order(program.in_order)
-            .max_results(4);
-        if let Some(tasks) = program.max_tasks {
-            builder = builder.task_max_request(tasks).task_max_request_grace(1);
-        }
-        let pool = builder
-            .on_task(perform)
-            .on_finish(|_, done| {
-                if done.is_last() {
-                    HEARD.with_borrow_mut(|heard| heard.push((done.id(), done.outcome().kind())));
-                }
-                Ok(())
-            })
-            .on_progress(|_, _, _| Ok(()))
-            .build()
-            .unwrap();
+    fn new(pool: Arc<TaskPool<Deed, u8>>) -> Run {
         let submitter = pool.submitter();
-        Run { pool, submitter, ends: Ends::default(), expected: Vec::new(), accepted: Vec::new(), taken: 0 }
+        let (expected, accepted, repetitions) = (Vec::new(), Vec::new(), Vec::new());
+        Run { pool, submitter, ends: Ends::default(), expected, accepted, repetitions, taken: 0 }
     }
 
     fn take(&mut self, step: &Step) {
@@ -242,6 +276,12 @@ impl Run {
                     self.expected.push(task);
                 }
             }
+            Step::Repeat(deed, options) => {
+                let deed = *deed;
+                let with = self.submitter.with(options.build());
+                self.repetitions.extend(with.task_every(millis(1), move || deed));
+            }
+            Step::StopRepeating => self.repetitions.drain(..).for_each(|repetition| repetition.stop()),
             Step::Cancel(index) => {
                 if !self.accepted.is_empty() {
                     self.submitter.cancel(*index.get(&self.accepted));
@@ -280,19 +320,6 @@ impl Run {
     }
 
     fn submit(&mut self, deed: Deed, way: Way, options: Options) {
-        let mut task_options = TaskOptions::new().priority(options.priority);
-        if let Some(worker) = options.worker {
-            task_options = task_options.worker(worker);
-        }
-        if let Some(time) = options.deadline {
-            task_options = task_options.deadline(millis(time));
-        }
-        if let Some(time) = options.after {
-            task_options = task_options.after(millis(time));
-        }
-        if options.attempts > 1 {
-            task_options = task_options.retry(Retry::attempts(options.attempts).backoff(millis(1), millis(2)));
-        }
         let ends = Rc::clone(&self.ends);
         let note = move |_: &mut Submitter<_, _>, done: Finished<u8>| {
             if done.is_last() {
@@ -300,7 +327,7 @@ impl Run {
             }
             Ok(())
         };
-        let with = self.submitter.with(task_options);
+        let with = self.submitter.with(options.build());
         let submitted = match way {
             Way::OnFinish => with.task(deed),
             Way::Then => with.task_then(deed, note),
@@ -318,6 +345,7 @@ impl Run {
 
     /// A one-way task, or one that has timed out and still runs, may submit tasks that are to be heard of.
     fn hear_all(&mut self) {
+        self.take(&Step::StopRepeating);
         let start = Instant::now();
         let is_busy = |run: &Run| run.pool.stats().pending > 0 || run.pool.stats().task_workers_busy > 0;
         while self.submitter.tasks_in_flight() > 0 || is_busy(self) || self.submitter.tasks_in_flight() > 0 {
@@ -327,34 +355,73 @@ impl Run {
     }
 }
 
+/// What a submitter and the main thread say to each other.
+struct Line {
+    /// It lets go of the pool now, and later says how many tasks it has to hear of.
+    says: Sender<usize>,
+    is_told: Receiver<()>,
+}
+
 fn check(program: &Program) {
-    let mut run = Run::start(program);
-    program.steps.iter().for_each(|step| run.take(step));
-    match program.end {
-        End::AtRest => {
-            run.hear_all();
-            let Run { pool, submitter, ends, expected, .. } = run;
-            let report = pool.shutdown(PATIENCE);
-            assert_eq!((submitter.tasks_in_flight(), report.tasks.abandoned), (0, 0));
-            assert_each_ended_once(&expected, &ends);
-            assert_balanced(&report.tasks);
+    let pool = Arc::new(start(program));
+    thread::scope(|scope| {
+        let (says, heard) = unbounded();
+        let told: Vec<Sender<()>> = program
+            .steps
+            .iter()
+            .map(|steps| {
+                let (tell, is_told) = bounded(1);
+                let (pool, line) = (Arc::clone(&pool), Line { says: says.clone(), is_told });
+                scope.spawn(move || take_steps(pool, steps, program.end, &line));
+                tell
+            })
+            .collect();
+        drop(says);
+        // Fewer where one has failed, which ends the test.
+        let done = heard.iter().take(told.len()).count();
+        let time = if let End::Shutdown(time) = program.end { millis(time) } else { PATIENCE };
+        let tasks = Arc::into_inner(pool).expect("all have let go of it").shutdown(time).tasks;
+        for tell in &told {
+            // One that has failed does not listen.
+            let _ = tell.send(());
         }
-        End::Shutdown(time) => {
-            let Run { pool, mut submitter, ends, expected, .. } = run;
-            let report = pool.shutdown(millis(time));
-            assert_eq!(report.tasks.pending, 0, "{report:?}");
-            while submitter.tasks_in_flight() > 0 {
-                assert!(submitter.run_finished() > 0, "all outcomes are here: {submitter:?}");
-            }
-            assert_each_ended_once(&expected, &ends);
+        let to_be_heard: usize = heard.iter().sum();
+        if done == told.len() {
+            check_books(program.end, &tasks, to_be_heard);
         }
-        End::SubmitterGone => {
-            let Run { pool, submitter, .. } = run;
-            drop(submitter);
-            let report = pool.shutdown(PATIENCE);
-            assert_balanced(&report.tasks);
-        }
+    });
+}
+
+fn take_steps(pool: Arc<TaskPool<Deed, u8>>, steps: &[Step], end: End, line: &Line) {
+    let mut run = Run::new(pool);
+    steps.iter().for_each(|step| run.take(step));
+    if let End::AtRest = end {
+        run.hear_all();
     }
+    let Run { pool, mut submitter, ends, expected, .. } = run;
+    drop(pool);
+    if let End::SubmittersGone = end {
+        drop(submitter);
+        return line.says.send(0).unwrap();
+    }
+    line.says.send(0).unwrap();
+    line.is_told.recv().unwrap();
+    line.says.send(submitter.tasks_in_flight()).unwrap();
+    while submitter.tasks_in_flight() > 0 {
+        assert!(submitter.run_finished() > 0, "all outcomes are here: {submitter:?}");
+    }
+    assert_each_ended_once(&expected, &ends);
+}
+
+fn check_books(end: End, tasks: &TaskStats, to_be_heard: usize) {
+    match end {
+        End::AtRest => assert_eq!((to_be_heard, tasks.abandoned), (0, 0), "{tasks:?}"),
+        End::Shutdown(_) | End::SubmittersGone => {}
+    }
+    // As if the submitters had heard all of it.
+    let mut tasks = *tasks;
+    tasks.delivered += to_be_heard as u64;
+    assert_balanced(&tasks);
 }
 
 fn assert_each_ended_once(expected: &[TaskId], ends: &Ends) {
