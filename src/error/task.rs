@@ -265,4 +265,6 @@ impl fmt::Display for NotFinished {
     }
 }
 
+impl Error for NotFinished {}
+
 impl<R> Error for FinishError<R> {}

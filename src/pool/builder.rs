@@ -111,6 +111,40 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
 
     /// Runs when a task has said [how far it has come](crate::TaskInfo::progress), with the latest of what it said, when
     /// its submitter calls [`run_finished`](Submitter::run_finished). An error is logged and counted.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// use backroom::TaskPool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let percent = Arc::new(AtomicU64::new(0));
+    /// let shown = Arc::clone(&percent);
+    /// let pool = TaskPool::builder()
+    ///     .on_task(|cx, pages: u64| {
+    ///         for page in 1..=pages {
+    ///             std::thread::sleep(Duration::from_millis(1)); // printing it
+    ///             cx.progress(page, pages);
+    ///         }
+    ///         Ok(pages)
+    ///     })
+    ///     .on_progress(move |_submitter, _id, progress| {
+    ///         shown.store(100 * progress.done / progress.total, Ordering::Relaxed);
+    ///         Ok(())
+    ///     })
+    ///     .build()?;
+    /// let mut submitter = pool.submitter();
+    ///
+    /// submitter.task(20)?;
+    /// while submitter.tasks_in_flight() > 0 {
+    ///     submitter.run_finished_for(Duration::from_secs(10));
+    ///     println!("{} %", percent.load(Ordering::Relaxed));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on_progress<F>(self, callback: F) -> TaskPoolBuilder<T, R, W, stage::Callbacks>
     where
         F: Fn(&mut Submitter<T, R>, TaskId, Progress) -> anyhow::Result<()> + Send + Sync + 'static,
@@ -190,6 +224,33 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
 
     /// Whether the finish closures of a submitter run in the order of submission. As
     /// [`ServerBuilder::results_in_order`](crate::ServerBuilder::results_in_order). Default false.
+    ///
+    /// ```
+    /// use std::cell::RefCell;
+    /// use std::rc::Rc;
+    /// use std::time::Duration;
+    ///
+    /// use backroom::TaskPool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = TaskPool::builder()
+    ///     .results_in_order(true)
+    ///     .on_task(|_cx, millis: u64| Ok(std::thread::sleep(Duration::from_millis(millis))))
+    ///     .build()?;
+    /// let mut submitter = pool.submitter();
+    ///
+    /// let ended = Rc::new(RefCell::new(Vec::new()));
+    /// for millis in [20, 0, 10] {
+    ///     let ended = Rc::clone(&ended);
+    ///     submitter.task_then(millis, move |_submitter, _done| Ok(ended.borrow_mut().push(millis)))?;
+    /// }
+    /// while submitter.tasks_in_flight() > 0 {
+    ///     submitter.run_finished_for(Duration::from_secs(10));
+    /// }
+    /// assert_eq!(*ended.borrow(), [20, 0, 10]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn results_in_order(mut self, in_order: bool) -> Self {
         self.results_in_order = in_order;
         self

@@ -139,6 +139,27 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
 
     /// A [`try_task`](Self::try_task) that waits up to `timeout` for room in the queue. No finish closure runs
     /// meanwhile.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use backroom::TaskPool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = TaskPool::builder()
+    ///     .queue_capacity(2)
+    ///     .on_task(|_cx, number: u64| Ok(std::thread::sleep(Duration::from_millis(number))))
+    ///     .build()?;
+    /// let mut submitter = pool.submitter();
+    ///
+    /// // As fast as the task workers go, and never more than two that wait.
+    /// for number in 0..20 {
+    ///     submitter.task_within(number, Duration::from_secs(10))?;
+    ///     submitter.run_finished();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn task_within(&mut self, data: T, timeout: Duration) -> Result<TaskId, TryTaskError<T>> {
         self.plain().task_within(data, timeout)
     }
@@ -163,12 +184,56 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
 
     /// Submits tasks and blocks until all have ended, or for `timeout` in all. The results are in the order of the
     /// tasks, one for each. Swoole's `taskWaitMulti`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use backroom::{TaskPool, WaitError};
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = TaskPool::builder().on_task(|_cx, text: &str| Ok(text.parse::<u32>()?)).build()?;
+    /// let mut submitter = pool.submitter();
+    ///
+    /// let numbers = submitter.task_wait_multi(vec!["7", "seven", "77"], Duration::from_secs(10));
+    /// assert!(matches!(numbers[..], [Ok(7), Err(WaitError::Failed(_)), Ok(77)]));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn task_wait_multi(&mut self, data: Vec<T>, timeout: Duration) -> Vec<Result<R, WaitError>> {
         self.plain().task_wait_multi(data, timeout)
     }
 
     /// Submits a task once every `period` until the [`Repetition`] is stopped or this is dropped. See
     /// [`Connection::task_every`](crate::Connection::task_every).
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// use backroom::TaskPool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let sum = Arc::new(AtomicU32::new(0));
+    /// let total = Arc::clone(&sum);
+    /// let pool = TaskPool::builder()
+    ///     .on_task(|_cx, tick: u32| Ok(tick))
+    ///     .on_finish(move |_submitter, done| {
+    ///         total.fetch_add(done.into_result()?, Ordering::Relaxed);
+    ///         Ok(())
+    ///     })
+    ///     .build()?;
+    /// let mut submitter = pool.submitter();
+    ///
+    /// let mut ticks = 0..;
+    /// let repetition = submitter.task_every(Duration::from_millis(5), move || ticks.next().unwrap_or(0))?;
+    /// while sum.load(Ordering::Relaxed) < 10 {
+    ///     submitter.run_finished_for(Duration::from_secs(1));
+    /// }
+    /// repetition.stop();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn task_every<F>(&mut self, period: Duration, make: F) -> Result<Repetition, TaskError>
     where
         F: FnMut() -> T + Send + 'static,
@@ -177,11 +242,38 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     }
 
     /// Cancels a task of this submitter. See [`Connection::cancel`](crate::Connection::cancel).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use backroom::{OutcomeKind, TaskPool};
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = TaskPool::builder()
+    ///     .on_task(|cx, ()| {
+    ///         while !cx.cancelled() {
+    ///             std::thread::sleep(Duration::from_millis(1)); // a piece of the work
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .build()?;
+    /// let mut submitter = pool.submitter();
+    ///
+    /// let id = submitter.task_then((), |_submitter, done| {
+    ///     assert_eq!(done.outcome().kind(), OutcomeKind::Cancelled);
+    ///     Ok(())
+    /// })?;
+    /// assert!(submitter.cancel(id));
+    /// assert_eq!(submitter.run_finished(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cancel(&mut self, task: TaskId) -> bool {
         self.port.cancel(task)
     }
 
-    /// How far a task has come, if it is running and has [said so](crate::TaskInfo::progress).
+    /// How far a task has come, if it is running and has [said so](crate::TaskInfo::progress). To be told of it, see
+    /// [`on_progress`](crate::TaskPoolBuilder::on_progress).
     pub fn progress(&self, task: TaskId) -> Option<Progress> {
         self.port.progress(task)
     }

@@ -276,6 +276,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
     /// Submits tasks and blocks until all have ended, or for `timeout` in all, as [`task_wait`](Self::task_wait) does.
     /// The results are in the order of the tasks, one for each. Swoole's `taskWaitMulti` and `taskCo`, there with at
     /// most 1,023 tasks and without a place for those that timed out.
+    /// [`Submitter::task_wait_multi`](crate::Submitter::task_wait_multi) has an example.
     pub fn task_wait_multi(&mut self, data: Vec<T>, timeout: Duration) -> Vec<Result<R, WaitError>> {
         self.link.plain().task_wait_multi(data, timeout)
     }
@@ -285,8 +286,9 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
     /// come to `on_finish`.
     ///
     /// A firing is left out while as many tasks wait as `queue_capacity` allows, and while this connection has four
-    /// times `max_tasks_in_flight` of such outcomes to hear of. A period below 1 ms is taken for 1 ms. If `make` panics, that is the end of it. The ids are
-    /// [the repetition's own](Repetition::number).
+    /// times `max_tasks_in_flight` of such outcomes to hear of. A period below 1 ms is taken for 1 ms. If `make` panics,
+    /// that is the end of it. The ids are [the repetition's own](Repetition::number). An error where the timer's thread
+    /// cannot be started, and during a shutdown. [`Submitter::task_every`](crate::Submitter::task_every) has an example.
     pub fn task_every<F>(&mut self, period: Duration, make: F) -> Result<Repetition, TaskError>
     where
         F: FnMut() -> T + Send + 'static,
@@ -299,12 +301,13 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
     /// [`Cancelled`](crate::Outcome::Cancelled) at once either way, and comes to its finish closure.
     ///
     /// False, and nothing happens, if its outcome is decided already, and for tasks that are not to be heard of here
-    /// or that this connection did not submit itself.
+    /// or that this connection did not submit itself. [`Submitter::cancel`](crate::Submitter::cancel) has an example.
     pub fn cancel(&mut self, task: TaskId) -> bool {
         self.link.cancel(task)
     }
 
-    /// How far a task has come, if it is running and has [said so](crate::TaskInfo::progress).
+    /// How far a task has come, if it is running and has [said so](crate::TaskInfo::progress). To be told of it, see
+    /// [`on_progress`](crate::ServerBuilder::on_progress).
     pub fn progress(&self, task: TaskId) -> Option<Progress> {
         self.link.progress(task)
     }

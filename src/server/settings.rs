@@ -41,7 +41,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// [`when_queue_full`](Self::when_queue_full) decides. At least 1; default 10,000.
     ///
     /// A bound on reading: what a callback submits beyond it is accepted. At four times as many, and one for each of
-    /// `max_connections`, `task` refuses: that takes connections that submit and go, again and again.
+    /// `max_connections`, `task` refuses: that takes connections that submit and go, again and again. Submitters look
+    /// how many wait once in up to 16 tasks, so each may exceed a bound by so many.
     pub fn queue_capacity(mut self, tasks: usize) -> Self {
         self.config.tasks.queue_capacity = tasks;
         self
@@ -61,7 +62,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// How many results other than outcomes, those of all its tasks together, may wait for a connection to come to
-    /// them; beyond it [`finish`](crate::TaskInfo::finish) refuses. Default 64.
+    /// them; beyond it [`finish`](crate::TaskInfo::finish) refuses, and at 0 always. Default 64.
     pub fn max_results(mut self, results: usize) -> Self {
         self.config.tasks.max_results = results;
         self
@@ -71,13 +72,14 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// order in which they end, as pipelined protocols need it. What ends early is held back, which
     /// [`max_tasks_in_flight`](Self::max_tasks_in_flight) bounds. Tasks that are delayed, waited for, one-way, or
     /// submitted by tasks or repetitions take no place in that order. Default false.
+    /// [`TaskPoolBuilder::results_in_order`](crate::TaskPoolBuilder::results_in_order) has an example.
     pub fn results_in_order(mut self, in_order: bool) -> Self {
         self.config.connections.results_in_order = in_order;
         self
     }
 
     /// Whether the tasks of a connection that closes are [cancelled](crate::Connection::cancel), but for those that are
-    /// one-way or were submitted by tasks. Default false: they run, and their outcomes are orphaned.
+    /// one-way or were submitted by tasks and repetitions. Default false: they run, and their outcomes are orphaned.
     pub fn cancel_on_close(mut self, cancel: bool) -> Self {
         self.config.connections.cancel_on_close = cancel;
         self

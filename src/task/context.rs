@@ -181,7 +181,41 @@ impl<T: Send + 'static, R: Send + 'static, O> TaskInfo<T, R, O> {
     /// Submits a further task, whose outcome comes to the `on_finish` of whoever submitted this one. Its id has the
     /// number of this task worker. Never blocks: an error where
     /// [`queue_capacity`](crate::ServerBuilder::queue_capacity) is reached, where that submitter has four times
-    /// `max_tasks_in_flight` of them to hear of, and during a shutdown; it hands the payload back.
+    /// `max_tasks_in_flight` of them to hear of, and during a shutdown; it hands the payload back. While others wait for
+    /// room in the queue, it is refused above half the capacity.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// use backroom::TaskPool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let leaves = Arc::new(AtomicU32::new(0));
+    /// let count = Arc::clone(&leaves);
+    /// let pool = TaskPool::builder()
+    ///     .on_task(|cx, depth: u32| {
+    ///         if depth > 0 {
+    ///             cx.task(depth - 1)?;
+    ///             cx.task(depth - 1)?;
+    ///         }
+    ///         Ok(depth)
+    ///     })
+    ///     .on_finish(move |_submitter, done| {
+    ///         count.fetch_add(u32::from(done.into_result()? == 0), Ordering::Relaxed);
+    ///         Ok(())
+    ///     })
+    ///     .build()?;
+    /// let mut submitter = pool.submitter();
+    /// submitter.task(3)?;
+    /// while submitter.tasks_in_flight() > 0 {
+    ///     submitter.run_finished_for(Duration::from_secs(10));
+    /// }
+    /// assert_eq!(leaves.load(Ordering::Relaxed), 8);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn task(&self, data: T) -> Result<TaskId, TryTaskError<T>> {
         self.submit(data, None, false)
     }

@@ -139,7 +139,8 @@ impl Retry {
         self
     }
 
-    /// Tries again only after errors of which this is true. It runs on the task worker.
+    /// Tries again only after errors of which this is true. It runs on the task worker; where it panics, the task is not
+    /// tried again.
     pub fn when(mut self, is_worth_it: impl Fn(&anyhow::Error) -> bool + Send + Sync + 'static) -> Self {
         self.when = Some(Arc::new(is_worth_it));
         self
