@@ -5,15 +5,15 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Callbacks, OnTheChannel, Submitter, TaskPool};
+use super::{OnTheChannel, Submitter, TaskPool};
 use crate::config::{TaskConfig, Unworkable};
 use crate::error::BuildError;
-use crate::logging::LogLimit;
 use crate::observer::Observer;
 use crate::server::stage;
 use crate::stats::Books;
-use crate::task::{Finished, Hooks, OnFinish, OnProgress, OnTask, Pool, Progress, StartError, StartHook, StopHook};
-use crate::task::{TaskContext, TaskId};
+use crate::task::{
+    Finished, Hooks, OnTask, Pool, Progress, StartError, StateHooks, TaskCallbacks, TaskContext, TaskId,
+};
 
 /// More submitters at once than this get less exact a bound on the queue.
 const SUBMITTERS: usize = 64;
@@ -24,33 +24,39 @@ const SUBMITTERS: usize = 64;
 /// [`task_worker`](Self::task_worker), because `on_task` uses it. `on_task` is `Fn` and shared by all task workers.
 #[must_use]
 pub struct TaskPoolBuilder<T: Send + 'static, R: Send + 'static, W = (), Stage = stage::State> {
-    config: TaskConfig,
-    results_in_order: bool,
-    drain_timeout: Duration,
+    settings: Settings,
     observer: Option<Arc<dyn Observer>>,
-    start: StartHook<W>,
-    stop: Option<StopHook<W>>,
+    task_worker: StateHooks<W>,
     on_task: Option<OnTask<T, R, W, ()>>,
-    on_finish: Option<OnFinish<R, Submitter<T, R>>>,
-    on_progress: Option<OnProgress<Submitter<T, R>>>,
+    callbacks: TaskCallbacks<R, Submitter<T, R>>,
     stage: PhantomData<Stage>,
+}
+
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) tasks: TaskConfig,
+    pub(super) results_in_order: bool,
+    pub(super) drain_timeout: Duration,
+}
+
+impl<T: Send + 'static, R: Send + 'static, W> TaskPoolBuilder<T, R, W> {
+    fn with_state(settings: Settings, observer: Option<Arc<dyn Observer>>, task_worker: StateHooks<W>) -> Self {
+        TaskPoolBuilder {
+            settings,
+            observer,
+            task_worker,
+            on_task: None,
+            callbacks: TaskCallbacks::default(),
+            stage: PhantomData,
+        }
+    }
 }
 
 impl<T: Send + 'static, R: Send + 'static> TaskPoolBuilder<T, R> {
     pub(super) fn new() -> Self {
-        let config = TaskConfig { max_tasks_in_flight: 100_000, max_results: 1024, ..TaskConfig::default() };
-        TaskPoolBuilder {
-            config,
-            results_in_order: false,
-            drain_timeout: Duration::from_secs(10),
-            observer: None,
-            start: Box::new(|_| Ok(())),
-            stop: None,
-            on_task: None,
-            on_finish: None,
-            on_progress: None,
-            stage: PhantomData,
-        }
+        let tasks = TaskConfig { max_tasks_in_flight: 100_000, max_results: 1024, ..TaskConfig::default() };
+        let settings = Settings { tasks, results_in_order: false, drain_timeout: Duration::from_secs(10) };
+        TaskPoolBuilder::with_state(settings, None, StateHooks::new(|_| Ok(())))
     }
 
     /// Makes the state of a task worker, given its index, on the thread that will own it, so `W` need not be `Send`. As
@@ -59,18 +65,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPoolBuilder<T, R> {
         self,
         make: impl Fn(usize) -> anyhow::Result<W> + Send + Sync + 'static,
     ) -> TaskPoolBuilder<T, R, W> {
-        TaskPoolBuilder {
-            config: self.config,
-            results_in_order: self.results_in_order,
-            drain_timeout: self.drain_timeout,
-            observer: self.observer,
-            start: Box::new(make),
-            stop: None,
-            on_task: None,
-            on_finish: None,
-            on_progress: None,
-            stage: PhantomData,
-        }
+        TaskPoolBuilder::with_state(self.settings, self.observer, StateHooks::new(make))
     }
 }
 
@@ -78,15 +73,11 @@ impl<T: Send + 'static, R: Send + 'static> TaskPoolBuilder<T, R> {
 impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, Stage> {
     fn settled(self) -> TaskPoolBuilder<T, R, W, stage::Callbacks> {
         TaskPoolBuilder {
-            config: self.config,
-            results_in_order: self.results_in_order,
-            drain_timeout: self.drain_timeout,
+            settings: self.settings,
             observer: self.observer,
-            start: self.start,
-            stop: self.stop,
+            task_worker: self.task_worker,
             on_task: self.on_task,
-            on_finish: self.on_finish,
-            on_progress: self.on_progress,
+            callbacks: self.callbacks,
             stage: PhantomData,
         }
     }
@@ -97,7 +88,9 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
     where
         F: Fn(&mut TaskContext<T, R, W, ()>, T) -> anyhow::Result<R> + Send + Sync + 'static,
     {
-        TaskPoolBuilder { on_task: Some(Box::new(callback)), ..self.settled() }
+        let mut builder = self.settled();
+        builder.on_task = Some(Box::new(callback));
+        builder
     }
 
     /// Runs for the outcome of each task that was not given a finish closure of its own, when its submitter calls
@@ -106,7 +99,9 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
     where
         F: Fn(&mut Submitter<T, R>, Finished<R>) -> anyhow::Result<()> + Send + Sync + 'static,
     {
-        TaskPoolBuilder { on_finish: Some(Box::new(callback)), ..self.settled() }
+        let mut builder = self.settled();
+        builder.callbacks.on_finish = Some(Box::new(callback));
+        builder
     }
 
     /// Runs when a task has said [how far it has come](crate::TaskInfo::progress), with the latest of what it said, when
@@ -149,13 +144,15 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
     where
         F: Fn(&mut Submitter<T, R>, TaskId, Progress) -> anyhow::Result<()> + Send + Sync + 'static,
     {
-        TaskPoolBuilder { on_progress: Some(Box::new(callback)), ..self.settled() }
+        let mut builder = self.settled();
+        builder.callbacks.on_progress = Some(Box::new(callback));
+        builder
     }
 
     /// Is given the state of a task worker when that gives it up. As
     /// [`ServerBuilder::task_worker_stop`](crate::ServerBuilder::task_worker_stop).
     pub fn task_worker_stop(mut self, stop: impl Fn(usize, W) + Send + Sync + 'static) -> Self {
-        self.stop = Some(Box::new(stop));
+        self.task_worker.stop = Some(Box::new(stop));
         self
     }
 
@@ -170,33 +167,33 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
 impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, Stage> {
     /// How many threads run `on_task`. At least 1; default 4.
     pub fn task_worker_num(mut self, threads: usize) -> Self {
-        self.config.task_worker_num = threads;
+        self.settings.tasks.task_worker_num = threads;
         self
     }
 
     /// The stack of a task worker's thread, in bytes. At least 64 KiB; default 2 MiB.
     pub fn task_worker_stack_size(mut self, bytes: usize) -> Self {
-        self.config.task_worker_stack_size = bytes;
+        self.settings.tasks.task_worker_stack_size = bytes;
         self
     }
 
     /// How many tasks a task worker runs before it renews its state. As
     /// [`ServerBuilder::task_max_request`](crate::ServerBuilder::task_max_request). At least 1; default: no limit.
     pub fn task_max_request(mut self, tasks: u64) -> Self {
-        self.config.task_max_request = Some(tasks);
+        self.settings.tasks.task_max_request = Some(tasks);
         self
     }
 
     /// Up to so many more, at random. Default: half of `task_max_request`.
     pub fn task_max_request_grace(mut self, tasks: u64) -> Self {
-        self.config.task_max_request_grace = Some(tasks);
+        self.settings.tasks.task_max_request_grace = Some(tasks);
         self
     }
 
     /// How many tasks may wait for a task worker, those of all submitters together; beyond it tasks are refused, and
     /// [`task_within`](Submitter::task_within) waits. At least 1; default 10,000.
     pub fn queue_capacity(mut self, tasks: usize) -> Self {
-        self.config.queue_capacity = tasks;
+        self.settings.tasks.queue_capacity = tasks;
         self
     }
 
@@ -204,21 +201,21 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
     /// `task_within` refuse; the others do at four times as many. It bounds the memory of a thread that does not come
     /// to its [`run_finished`](Submitter::run_finished). At least 1; default 100,000.
     pub fn max_tasks_in_flight(mut self, tasks: usize) -> Self {
-        self.config.max_tasks_in_flight = tasks;
+        self.settings.tasks.max_tasks_in_flight = tasks;
         self
     }
 
     /// How many results other than outcomes may wait for one submitter; beyond it
     /// [`finish`](crate::TaskInfo::finish) refuses. Default 1,024.
     pub fn max_results(mut self, results: usize) -> Self {
-        self.config.max_results = results;
+        self.settings.tasks.max_results = results;
         self
     }
 
     /// Whether histograms are kept of how long tasks wait and run. As
     /// [`ServerBuilder::task_times`](crate::ServerBuilder::task_times). Default false.
     pub fn task_times(mut self, keep: bool) -> Self {
-        self.config.task_times = keep;
+        self.settings.tasks.task_times = keep;
         self
     }
 
@@ -252,13 +249,13 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
     /// # }
     /// ```
     pub fn results_in_order(mut self, in_order: bool) -> Self {
-        self.results_in_order = in_order;
+        self.settings.results_in_order = in_order;
         self
     }
 
     /// How long dropping the pool waits for its tasks. Default 10 s.
     pub fn drain_timeout(mut self, time: Duration) -> Self {
-        self.drain_timeout = time;
+        self.settings.drain_timeout = time;
         self
     }
 }
@@ -266,24 +263,22 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
 impl<T: Send + 'static, R: Send + 'static, W: 'static, Stage> TaskPoolBuilder<T, R, W, Stage> {
     /// Starts the task workers. Blocks until each has made its state.
     pub fn build(self) -> Result<TaskPool<T, R>, BuildError> {
-        self.config.check().map_err(|Unworkable { field, problem }| BuildError::Config { field, problem })?;
+        self.settings.tasks.check().map_err(|Unworkable { field, problem }| BuildError::Config { field, problem })?;
         let on_task = self.on_task.ok_or(BuildError::Missing("on_task"))?;
         let books = Arc::new(Books::default());
-        let hooks = Hooks { start: self.start, stop: self.stop, on_task };
-        let config = self.config.pool(SUBMITTERS);
+        let hooks = Hooks { state: self.task_worker, on_task };
+        let config = self.settings.tasks.pool(SUBMITTERS);
         let pool = Pool::start(&config, &books, hooks, (), Arc::new(OnTheChannel), self.observer);
         let pool = pool.map_err(|error| match error {
             StartError::Threads(message) => BuildError::TaskWorkers(message),
             StartError::State { worker_index, error } => BuildError::TaskWorkerState { worker_index, error },
         })?;
-        let callbacks =
-            Callbacks { on_finish: self.on_finish, on_progress: self.on_progress, log: LogLimit::default() };
-        Ok(TaskPool::new(pool, callbacks, &self.config, self.results_in_order, self.drain_timeout))
+        Ok(TaskPool::new(pool, self.callbacks, &self.settings))
     }
 }
 
 impl<T: Send + 'static, R: Send + 'static, W, Stage> fmt::Debug for TaskPoolBuilder<T, R, W, Stage> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskPoolBuilder").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("TaskPoolBuilder").field("settings", &self.settings).finish_non_exhaustive()
     }
 }

@@ -7,14 +7,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use builder::Settings;
 pub use builder::TaskPoolBuilder;
 pub use submitter::Submitter;
 
-use crate::config::TaskConfig;
 use crate::logging::LogLimit;
 use crate::panic::catch;
 use crate::stats::TaskStats;
-use crate::task::{OnFinish, OnProgress, Pool, PortConfig, Wake, WhenFull};
+use crate::task::{Pool, PortConfig, TaskCallbacks, Wake, WhenFull};
 use crate::times::TaskTimes;
 
 /// A fixed pool of task workers for any thread of a program to hand tasks to: the back room of a
@@ -56,7 +56,7 @@ use crate::times::TaskTimes;
 #[must_use]
 pub struct TaskPool<T: Send + 'static, R: Send + 'static> {
     pool: Pool<T, R>,
-    callbacks: Arc<Callbacks<T, R>>,
+    shared: Arc<Shared<T, R>>,
     port_config: PortConfig,
     drain_timeout: Duration,
     is_shut_down: bool,
@@ -65,10 +65,9 @@ pub struct TaskPool<T: Send + 'static, R: Send + 'static> {
 /// After the deadline, how long task workers that are idle may take to end.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// What runs on a submitter's thread for tasks that have no closure of their own.
-struct Callbacks<T: Send + 'static, R: Send + 'static> {
-    on_finish: Option<OnFinish<R, Submitter<T, R>>>,
-    on_progress: Option<OnProgress<Submitter<T, R>>>,
+/// What all submitters share.
+struct Shared<T: Send + 'static, R: Send + 'static> {
+    callbacks: TaskCallbacks<R, Submitter<T, R>>,
     log: LogLimit,
 }
 
@@ -95,29 +94,25 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
         TaskPoolBuilder::new()
     }
 
-    fn new(
-        pool: Pool<T, R>,
-        callbacks: Callbacks<T, R>,
-        config: &TaskConfig,
-        results_in_order: bool,
-        drain_timeout: Duration,
-    ) -> Self {
+    fn new(pool: Pool<T, R>, callbacks: TaskCallbacks<R, Submitter<T, R>>, settings: &Settings) -> Self {
+        let Settings { tasks, results_in_order, drain_timeout } = settings;
         let port_config = PortConfig {
-            max_in_flight: config.max_tasks_in_flight,
+            max_in_flight: tasks.max_tasks_in_flight,
             when_full: WhenFull::Refuse,
-            in_order: results_in_order,
+            in_order: *results_in_order,
             cancel_at_end: false,
-            max_results: config.max_results,
+            max_results: tasks.max_results,
             hears_progress: callbacks.on_progress.is_some(),
             until_drained: true,
         };
-        TaskPool { pool, callbacks: Arc::new(callbacks), port_config, drain_timeout, is_shut_down: false }
+        let shared = Arc::new(Shared { callbacks, log: LogLimit::default() });
+        TaskPool { pool, shared, port_config, drain_timeout: *drain_timeout, is_shut_down: false }
     }
 
     /// A way into the pool for one thread, with a reply channel of its own. It stays on the thread that calls this,
     /// and may outlive the pool.
     pub fn submitter(&self) -> Submitter<T, R> {
-        Submitter::new(self.pool.port(Arc::new(OnTheChannel), self.port_config), Arc::clone(&self.callbacks))
+        Submitter::new(self.pool.port(Arc::new(OnTheChannel), self.port_config), Arc::clone(&self.shared))
     }
 
     /// What the pool has done and is doing.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Callbacks;
+use super::Shared;
 use crate::error::{TaskError, TaskFailure, TryTaskError, WaitError};
 use crate::logging::foreign;
 use crate::task::{Finished, Port, Progress, Repetition, TaskId, TaskOptions, With, far};
@@ -16,7 +16,7 @@ use crate::task::{Finished, Port, Progress, Repetition, TaskId, TaskOptions, Wit
 /// whoever called.
 pub struct Submitter<T: Send + 'static, R: Send + 'static> {
     port: Port<T, R, Submitter<T, R>>,
-    callbacks: Arc<Callbacks<T, R>>,
+    shared: Arc<Shared<T, R>>,
     /// Inside `run_finished`.
     is_running: bool,
 }
@@ -31,8 +31,8 @@ impl<T: Send + 'static, R: Send + 'static> Drop for Running<'_, T, R> {
 }
 
 impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
-    pub(super) fn new(port: Port<T, R, Submitter<T, R>>, callbacks: Arc<Callbacks<T, R>>) -> Self {
-        Submitter { port, callbacks, is_running: false }
+    pub(super) fn new(port: Port<T, R, Submitter<T, R>>, shared: Arc<Shared<T, R>>) -> Self {
+        Submitter { port, shared, is_running: false }
     }
 
     /// The number in the ids of its tasks.
@@ -57,15 +57,14 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
 
     fn run_what_is_here(&mut self) -> usize {
         self.port.time_out();
-        let callbacks = Arc::clone(&self.callbacks);
-        let (on_finish, on_progress) = (callbacks.on_finish.as_ref(), callbacks.on_progress.as_ref());
+        let shared = Arc::clone(&self.shared);
         let mut run = 0;
         for _ in 0..self.port.most_messages() {
             let Some(delivery) = self.port.next() else { break };
             run += 1;
-            if let Err(error) = Port::run(delivery, self, |submitter| &mut submitter.port, on_finish, on_progress) {
+            if let Err(error) = Port::run(delivery, self, |submitter| &mut submitter.port, &shared.callbacks) {
                 self.port.ledger().finish_errors.add(1);
-                if let Some(held_back) = callbacks.log.permit() {
+                if let Some(held_back) = shared.log.permit() {
                     let error = foreign(format_args!("{error:#}"));
                     log::warn!("a finish closure failed: {error} ({held_back} more since the last line)");
                 }

@@ -11,17 +11,14 @@ use super::connection::Connection;
 use super::handle::{Core, ServerHandle};
 use super::lifecycle::ShutdownReport;
 use super::registry::Registry;
-use super::service::{Callbacks, MakeSession, OnClose, OnConnect, OnReceive, Service};
+use super::service::{Callbacks, MakeSession, OnReceive, Service};
 use super::workers::Workers;
 use super::{BackRoom, Server};
 use crate::config::Config;
 use crate::error::BindError;
 use crate::net::{Listener, Sleeper};
 use crate::observer::Observer;
-use crate::task::{
-    Finished, Hooks, OnFinish, OnProgress, OnTask, Pool, Progress, StartError, StartHook, StopHook, TaskContext,
-    TaskId, Wake,
-};
+use crate::task::{Finished, Hooks, OnTask, Pool, Progress, StartError, StateHooks, TaskContext, TaskId, Wake};
 
 /// How far a [`ServerBuilder`] has come.
 pub mod stage {
@@ -45,37 +42,45 @@ pub(super) type OnShutdown = Box<dyn FnOnce(&ShutdownReport) -> anyhow::Result<(
 #[must_use]
 pub struct ServerBuilder<T, R, S = (), W = (), Stage = stage::State> {
     pub(crate) config: Config,
+    hooks: ServerHooks,
     session: MakeSession<S>,
-    observer: Option<Arc<dyn Observer>>,
-    task_worker: StartHook<W>,
-    task_worker_stop: Option<StopHook<W>>,
-    on_start: Option<OnStart>,
-    on_connect: Option<OnConnect<T, R, S>>,
-    on_receive: Option<OnReceive<T, R, S>>,
+    task_worker: StateHooks<W>,
     on_task: Option<OnTask<T, R, W, ServerHandle>>,
-    on_finish: Option<OnFinish<R, Connection<T, R, S>>>,
-    on_progress: Option<OnProgress<Connection<T, R, S>>>,
-    on_close: Option<OnClose<T, R, S>>,
-    on_shutdown: Option<OnShutdown>,
+    on_receive: Option<OnReceive<T, R, S>>,
+    callbacks: Callbacks<T, R, S>,
     stage: PhantomData<Stage>,
+}
+
+/// What is told of the server as a whole.
+#[derive(Default)]
+struct ServerHooks {
+    observer: Option<Arc<dyn Observer>>,
+    on_start: Option<OnStart>,
+    on_shutdown: Option<OnShutdown>,
 }
 
 impl<T, R> ServerBuilder<T, R> {
     pub(super) fn new() -> Self {
+        let (session, task_worker) = (Box::new(|_| ()), StateHooks::new(|_| Ok(())));
+        ServerBuilder::with_states(Config::default(), ServerHooks::default(), session, task_worker)
+    }
+}
+
+impl<T, R, S, W> ServerBuilder<T, R, S, W> {
+    fn with_states(
+        config: Config,
+        hooks: ServerHooks,
+        session: MakeSession<S>,
+        task_worker: StateHooks<W>,
+    ) -> ServerBuilder<T, R, S, W> {
         ServerBuilder {
-            config: Config::default(),
-            session: Box::new(|_| ()),
-            observer: None,
-            task_worker: Box::new(|_| Ok(())),
-            task_worker_stop: None,
-            on_start: None,
-            on_connect: None,
-            on_receive: None,
+            config,
+            hooks,
+            session,
+            task_worker,
             on_task: None,
-            on_finish: None,
-            on_progress: None,
-            on_close: None,
-            on_shutdown: None,
+            on_receive: None,
+            callbacks: Callbacks::default(),
             stage: PhantomData,
         }
     }
@@ -86,22 +91,7 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
     /// Makes the state of a connection, given the address of its client, on the worker that will own it; so `S`
     /// need not be `Send`. If it panics, that connection is closed, without `on_close`.
     pub fn session<S2>(self, make: impl Fn(SocketAddr) -> S2 + Send + Sync + 'static) -> ServerBuilder<T, R, S2, W> {
-        ServerBuilder {
-            config: self.config,
-            session: Box::new(make),
-            observer: self.observer,
-            task_worker: self.task_worker,
-            task_worker_stop: self.task_worker_stop,
-            on_start: self.on_start,
-            on_connect: None,
-            on_receive: None,
-            on_task: None,
-            on_finish: None,
-            on_progress: None,
-            on_close: None,
-            on_shutdown: self.on_shutdown,
-            stage: PhantomData,
-        }
+        ServerBuilder::with_states(self.config, self.hooks, Box::new(make), self.task_worker)
     }
 
     /// Makes the state of a task worker, given its index: a database connection, say. It runs on the thread that
@@ -114,22 +104,7 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
         self,
         make: impl Fn(usize) -> anyhow::Result<W2> + Send + Sync + 'static,
     ) -> ServerBuilder<T, R, S, W2> {
-        ServerBuilder {
-            config: self.config,
-            session: self.session,
-            observer: self.observer,
-            task_worker: Box::new(make),
-            task_worker_stop: None,
-            on_start: self.on_start,
-            on_connect: None,
-            on_receive: None,
-            on_task: None,
-            on_finish: None,
-            on_progress: None,
-            on_close: None,
-            on_shutdown: self.on_shutdown,
-            stage: PhantomData,
-        }
+        ServerBuilder::with_states(self.config, self.hooks, self.session, StateHooks::new(make))
     }
 }
 
@@ -137,21 +112,21 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
 impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// Is told what happens; replaces one given before.
     pub fn observer(mut self, observer: Arc<impl Observer + 'static>) -> Self {
-        self.observer = Some(observer);
+        self.hooks.observer = Some(observer);
         self
     }
 
     /// Is given the state of a task worker when that gives it up: at the end, or to renew it; not after a panic, which
     /// may have left it half changed. Runs on the thread that owns the state. Swoole's `WorkerStop`, for task workers.
     pub fn task_worker_stop(mut self, stop: impl Fn(usize, W) + Send + Sync + 'static) -> Self {
-        self.task_worker_stop = Some(Box::new(stop));
+        self.task_worker.stop = Some(Box::new(stop));
         self
     }
 
     /// Runs once on the thread that called `run`, before the first client is accepted. An error ends `run`.
     /// Swoole's `Start`.
     pub fn on_start(mut self, callback: impl FnOnce(&ServerHandle) -> anyhow::Result<()> + Send + 'static) -> Self {
-        self.on_start = Some(Box::new(callback));
+        self.hooks.on_start = Some(Box::new(callback));
         self
     }
 
@@ -161,7 +136,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         mut self,
         callback: impl FnOnce(&ShutdownReport) -> anyhow::Result<()> + Send + 'static,
     ) -> Self {
-        self.on_shutdown = Some(Box::new(callback));
+        self.hooks.on_shutdown = Some(Box::new(callback));
         self
     }
 }
@@ -172,18 +147,12 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     fn settled(self) -> ServerBuilder<T, R, S, W, stage::Callbacks> {
         ServerBuilder {
             config: self.config,
+            hooks: self.hooks,
             session: self.session,
-            observer: self.observer,
             task_worker: self.task_worker,
-            task_worker_stop: self.task_worker_stop,
-            on_start: self.on_start,
-            on_connect: self.on_connect,
-            on_receive: self.on_receive,
             on_task: self.on_task,
-            on_finish: self.on_finish,
-            on_progress: self.on_progress,
-            on_close: self.on_close,
-            on_shutdown: self.on_shutdown,
+            on_receive: self.on_receive,
+            callbacks: self.callbacks,
             stage: PhantomData,
         }
     }
@@ -193,7 +162,9 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     where
         F: Fn(&mut Connection<T, R, S>) -> anyhow::Result<()> + Send + Sync + 'static,
     {
-        ServerBuilder { on_connect: Some(Box::new(callback)), ..self.settled() }
+        let mut builder = self.settled();
+        builder.callbacks.on_connect = Some(Box::new(callback));
+        builder
     }
 
     /// Runs for each frame a client has sent; required. An error flushes and closes the connection. Swoole's
@@ -206,7 +177,9 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     where
         F: Fn(&mut Connection<T, R, S>, &[u8]) -> anyhow::Result<()> + Send + Sync + 'static,
     {
-        ServerBuilder { on_receive: Some(Box::new(callback)), ..self.settled() }
+        let mut builder = self.settled();
+        builder.on_receive = Some(Box::new(callback));
+        builder
     }
 
     /// Runs for each task, on one of `task_worker_num` threads; required. What it returns, or that it panicked,
@@ -215,7 +188,9 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     where
         F: Fn(&mut TaskContext<T, R, W, ServerHandle>, T) -> anyhow::Result<R> + Send + Sync + 'static,
     {
-        ServerBuilder { on_task: Some(Box::new(callback)), ..self.settled() }
+        let mut builder = self.settled();
+        builder.on_task = Some(Box::new(callback));
+        builder
     }
 
     /// Runs for the outcome of each task that was not given a finish closure of its own, on the worker that
@@ -224,7 +199,9 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     where
         F: Fn(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + Send + Sync + 'static,
     {
-        ServerBuilder { on_finish: Some(Box::new(callback)), ..self.settled() }
+        let mut builder = self.settled();
+        builder.callbacks.tasks.on_finish = Some(Box::new(callback));
+        builder
     }
 
     /// Runs when a task of this connection has said [how far it has come](crate::TaskInfo::progress), with the latest of
@@ -233,7 +210,9 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     where
         F: Fn(&mut Connection<T, R, S>, TaskId, Progress) -> anyhow::Result<()> + Send + Sync + 'static,
     {
-        ServerBuilder { on_progress: Some(Box::new(callback)), ..self.settled() }
+        let mut builder = self.settled();
+        builder.callbacks.tasks.on_progress = Some(Box::new(callback));
+        builder
     }
 
     /// Runs once when a connection has closed, whatever closed it (but not where `session` panicked: then there is no
@@ -242,7 +221,9 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     where
         F: Fn(&mut Connection<T, R, S>, &CloseReason) -> anyhow::Result<()> + Send + Sync + 'static,
     {
-        ServerBuilder { on_close: Some(Box::new(callback)), ..self.settled() }
+        let mut builder = self.settled();
+        builder.callbacks.on_close = Some(Box::new(callback));
+        builder
     }
 }
 
@@ -261,6 +242,7 @@ where
         self.config.check()?;
         let on_receive = self.on_receive.ok_or(BindError::Missing("on_receive"))?;
         let on_task = self.on_task.ok_or(BindError::Missing("on_task"))?;
+        let ServerHooks { observer, on_start, on_shutdown } = self.hooks;
 
         let listener = listen(address, self.config.connections.backlog)?;
         let local_addr = listener.local_addr();
@@ -269,10 +251,9 @@ where
         let core = Arc::new(Core::new(
             local_addr,
             Registry::new(max_connections, Arc::clone(sleeper.waker())),
-            self.observer.clone(),
+            observer.clone(),
         ));
-        let hooks = Hooks { start: self.task_worker, stop: self.task_worker_stop, on_task };
-        let pool = start_pool(&self.config, &core, hooks, self.observer)?;
+        let pool = start_pool(&self.config, &core, Hooks { state: self.task_worker, on_task }, observer)?;
         log::info!(
             "listening on {local_addr}: {} task workers, at most {max_connections} connections",
             self.config.tasks.task_worker_num
@@ -283,17 +264,12 @@ where
             config: self.config,
             pool: Arc::clone(&pool),
             session: self.session,
-            callbacks: Callbacks {
-                on_connect: self.on_connect,
-                on_receive,
-                on_finish: self.on_finish,
-                on_progress: self.on_progress,
-                on_close: self.on_close,
-            },
+            on_receive,
+            callbacks: self.callbacks,
         });
         let mut workers = Workers::new(service);
         let hire = Box::new(move |accepted| workers.hire(accepted));
-        Ok(Server::new(core, listener, sleeper, hire, pool, self.on_start, self.on_shutdown))
+        Ok(Server::new(core, listener, sleeper, hire, pool, on_start, on_shutdown))
     }
 }
 
@@ -326,10 +302,10 @@ where
     R: Send + 'static,
     W: 'static,
 {
-    let (thread_core, start) = (Arc::clone(core), hooks.start);
-    hooks.start = Box::new(move |index| {
+    let (thread_core, make) = (Arc::clone(core), hooks.state.make);
+    hooks.state.make = Box::new(move |index| {
         thread_core.claim_thread();
-        start(index)
+        make(index)
     });
     let owner = Arc::clone(core) as Arc<dyn Wake>;
     let origin = ServerHandle { core: Arc::clone(core) };

@@ -15,7 +15,7 @@ use super::lifecycle::Phase;
 use super::link::{Link, LinkState, Wire};
 use super::mailbox::Mailbox;
 use super::registry::{ConnectionId, ConnectionInfo, Place, Registered};
-use super::service::{Callbacks, Service};
+use super::service::Service;
 use crate::config::{ConnectionConfig, WhenQueueFull};
 use crate::logging::foreign;
 use crate::net::{FrameTooLong, Input, Outbox, Sleeper, Stream};
@@ -64,7 +64,7 @@ where
         in_order: config.results_in_order,
         cancel_at_end: config.cancel_on_close,
         max_results: service.config.tasks.max_results,
-        hears_progress: service.callbacks.on_progress.is_some(),
+        hears_progress: service.callbacks.tasks.on_progress.is_some(),
         until_drained: false,
     };
     let port = service.pool.port(wake, port_config);
@@ -175,9 +175,8 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
                 break;
             }
             let Some(delivery) = self.conn.link.port.next() else { break };
-            let Callbacks { on_finish, on_progress, .. } = &self.service.callbacks;
-            let (on_finish, on_progress) = (on_finish.as_ref(), on_progress.as_ref());
-            let returned = Port::run(delivery, &mut self.conn, |conn| &mut conn.link.port, on_finish, on_progress);
+            let callbacks = &self.service.callbacks.tasks;
+            let returned = Port::run(delivery, &mut self.conn, |conn| &mut conn.link.port, callbacks);
             if let Err(error) = returned {
                 self.conn.link.port.ledger().finish_errors.add(1);
                 self.log_callback_error("a finish closure", &error);
@@ -210,7 +209,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
                 Ok(None) => break,
                 Err(FrameTooLong) => return Err(CloseReason::FrameTooLong(self.config.max_frame)),
             };
-            let returned = (self.service.callbacks.on_receive)(&mut self.conn, frame);
+            let returned = (self.service.on_receive)(&mut self.conn, frame);
             self.end_if_failed(returned)?;
             if !self.may_receive() {
                 break;

@@ -29,8 +29,8 @@ pub use outcome::{Finished, Outcome, OutcomeKind, Progress, TaskId};
 pub use repetition::Repetition;
 pub use with::With;
 
-pub(crate) use pool::{Hooks, OnTask, Pool, PoolConfig, StartError, StartHook, StopHook};
-pub(crate) use port::{OnFinish, OnProgress, Port, PortConfig, WhenFull, far};
+pub(crate) use pool::{Hooks, OnTask, Pool, PoolConfig, StartError, StateHooks};
+pub(crate) use port::{Port, PortConfig, TaskCallbacks, WhenFull, far};
 
 // For `idle`, which takes them from here so that `tests/model` can put others in their place.
 use crate::patience::Patience;

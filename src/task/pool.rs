@@ -35,13 +35,22 @@ pub(crate) struct PoolConfig {
 
 /// What is users' of the task workers. `O` is where the pool belongs.
 pub(crate) struct Hooks<T, R, W, O> {
-    pub(crate) start: StartHook<W>,
-    pub(crate) stop: Option<StopHook<W>>,
+    pub(crate) state: StateHooks<W>,
     pub(crate) on_task: OnTask<T, R, W, O>,
 }
 
-pub(crate) type StartHook<W> = Box<dyn Fn(usize) -> anyhow::Result<W> + Send + Sync>;
-pub(crate) type StopHook<W> = Box<dyn Fn(usize, W) + Send + Sync>;
+/// Makes the state of a task worker, and is given it when that gives it up.
+pub(crate) struct StateHooks<W> {
+    pub(crate) make: Box<dyn Fn(usize) -> anyhow::Result<W> + Send + Sync>,
+    pub(crate) stop: Option<Box<dyn Fn(usize, W) + Send + Sync>>,
+}
+
+impl<W> StateHooks<W> {
+    pub(crate) fn new(make: impl Fn(usize) -> anyhow::Result<W> + Send + Sync + 'static) -> StateHooks<W> {
+        StateHooks { make: Box::new(make), stop: None }
+    }
+}
+
 pub(crate) type OnTask<T, R, W, O> = Box<dyn Fn(&mut TaskContext<T, R, W, O>, T) -> anyhow::Result<R> + Send + Sync>;
 
 /// Why there is no pool.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-pub(crate) use delivery::{OnFinish, OnProgress};
+pub(crate) use delivery::TaskCallbacks;
 
 use super::Wake;
 use super::bell::Bell;

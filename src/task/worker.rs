@@ -303,7 +303,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     }
 
     fn make(&self) -> anyhow::Result<W> {
-        catch(|| (self.hooks.start)(self.index))
+        catch(|| (self.hooks.state.make)(self.index))
             .unwrap_or_else(|message| Err(anyhow::anyhow!("it panicked: {message}")))
     }
 
@@ -335,7 +335,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
 
     /// Gives the state up: to the stop hook, but for one that a panic may have left half changed.
     fn stop(&self, state: W, left: &Left) {
-        let stopped = match (left, &self.hooks.stop) {
+        let stopped = match (left, &self.hooks.state.stop) {
             (Left::ToldToEnd | Left::ToRenew, Some(stop)) => catch(|| stop(self.index, state)),
             _ => catch(|| drop(state)),
         };

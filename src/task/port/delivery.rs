@@ -147,11 +147,11 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         delivery: Delivery<R, C>,
         user: &mut C,
         port: impl Fn(&mut C) -> &mut Self,
-        on_finish: Option<&OnFinish<R, C>>,
-        on_progress: Option<&OnProgress<C>>,
+        callbacks: &TaskCallbacks<R, C>,
     ) -> anyhow::Result<()> {
+        let TaskCallbacks { on_finish, on_progress } = callbacks;
         match delivery.0 {
-            What::ForAll(finished) => on_finish.map_or(Ok(()), |on_finish| on_finish(user, finished)),
+            What::ForAll(finished) => on_finish.as_ref().map_or(Ok(()), |on_finish| on_finish(user, finished)),
             What::Then(then, finished) => then(user, finished),
             What::Closure(then, returned) => then(user, returned),
             What::Each(mut each, finished) => {
@@ -162,10 +162,24 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
                 }
                 returned
             }
-            What::Progress(id, progress) => on_progress.map_or(Ok(()), |on_progress| on_progress(user, id, progress)),
+            What::Progress(id, progress) => {
+                on_progress.as_ref().map_or(Ok(()), |on_progress| on_progress(user, id, progress))
+            }
         }
     }
 }
 
-pub(crate) type OnFinish<R, C> = Box<dyn Fn(&mut C, Finished<R>) -> anyhow::Result<()> + Send + Sync>;
-pub(crate) type OnProgress<C> = Box<dyn Fn(&mut C, TaskId, Progress) -> anyhow::Result<()> + Send + Sync>;
+/// What runs for tasks that have no closure of their own, for each who submits.
+pub(crate) struct TaskCallbacks<R, C> {
+    pub(crate) on_finish: Option<OnFinish<R, C>>,
+    pub(crate) on_progress: Option<OnProgress<C>>,
+}
+
+impl<R, C> Default for TaskCallbacks<R, C> {
+    fn default() -> Self {
+        TaskCallbacks { on_finish: None, on_progress: None }
+    }
+}
+
+type OnFinish<R, C> = Box<dyn Fn(&mut C, Finished<R>) -> anyhow::Result<()> + Send + Sync>;
+type OnProgress<C> = Box<dyn Fn(&mut C, TaskId, Progress) -> anyhow::Result<()> + Send + Sync>;
