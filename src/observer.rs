@@ -1,5 +1,9 @@
 //! The hooks beside the callbacks.
 
+use std::sync::Arc;
+
+use crate::logging::{LogLimit, foreign};
+use crate::panic::catch;
 use crate::server::{CloseReason, ConnectionInfo};
 use crate::task::{OutcomeKind, TaskId};
 
@@ -79,5 +83,32 @@ pub trait Observer: Send + Sync {
     /// A connection has closed, after its `on_close`.
     fn connection_closed(&self, connection: &ConnectionInfo, reason: &CloseReason) {
         let _ = (connection, reason);
+    }
+}
+
+/// Who observes, if anybody does. A clone tells the same.
+#[derive(Clone, Default)]
+pub(crate) struct MaybeObserver(Option<Arc<Fenced>>);
+
+struct Fenced {
+    observer: Arc<dyn Observer>,
+    log: LogLimit,
+}
+
+impl MaybeObserver {
+    pub(crate) fn new(observer: Arc<dyn Observer>) -> MaybeObserver {
+        MaybeObserver(Some(Arc::new(Fenced { observer, log: LogLimit::default() })))
+    }
+
+    /// A panic there goes no further. Hold no lock.
+    #[inline]
+    pub(crate) fn tell(&self, what: impl FnOnce(&dyn Observer)) {
+        let Some(Fenced { observer, log }) = self.0.as_deref() else { return };
+        if let Err(message) = catch(|| what(&**observer)) {
+            if let Some(held_back) = log.permit() {
+                let message = foreign(message);
+                log::error!("an observer panicked: {message} ({held_back} more panics since the last line)");
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{OnTheChannel, Submitter, TaskPool};
 use crate::config::{TaskConfig, Unworkable};
 use crate::error::BuildError;
-use crate::observer::Observer;
+use crate::observer::{MaybeObserver, Observer};
 use crate::server::stage;
 use crate::stats::Books;
 use crate::task::{
@@ -25,7 +25,7 @@ const SUBMITTERS: usize = 64;
 #[must_use]
 pub struct TaskPoolBuilder<T: Send + 'static, R: Send + 'static, W = (), Stage = stage::State> {
     settings: Settings,
-    observer: Option<Arc<dyn Observer>>,
+    observer: MaybeObserver,
     task_worker: StateHooks<W>,
     on_task: Option<OnTask<T, R, W, ()>>,
     callbacks: TaskCallbacks<R, Submitter<T, R>>,
@@ -40,7 +40,7 @@ pub(super) struct Settings {
 }
 
 impl<T: Send + 'static, R: Send + 'static, W> TaskPoolBuilder<T, R, W> {
-    fn with_state(settings: Settings, observer: Option<Arc<dyn Observer>>, task_worker: StateHooks<W>) -> Self {
+    fn with_state(settings: Settings, observer: MaybeObserver, task_worker: StateHooks<W>) -> Self {
         TaskPoolBuilder {
             settings,
             observer,
@@ -56,7 +56,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPoolBuilder<T, R> {
     pub(super) fn new() -> Self {
         let tasks = TaskConfig { max_tasks_in_flight: 100_000, max_results: 1024, ..TaskConfig::default() };
         let settings = Settings { tasks, results_in_order: false, drain_timeout: Duration::from_secs(10) };
-        TaskPoolBuilder::with_state(settings, None, StateHooks::new(|_| Ok(())))
+        TaskPoolBuilder::with_state(settings, MaybeObserver::default(), StateHooks::new(|_| Ok(())))
     }
 
     /// Makes the state of a task worker, given its index, on the thread that will own it, so `W` need not be `Send`. As
@@ -158,7 +158,7 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
 
     /// Is told what happens; replaces one given before.
     pub fn observer(mut self, observer: Arc<impl Observer + 'static>) -> Self {
-        self.observer = Some(observer);
+        self.observer = MaybeObserver::new(observer);
         self
     }
 }

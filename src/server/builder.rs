@@ -17,7 +17,7 @@ use super::{BackRoom, Server};
 use crate::config::Config;
 use crate::error::BindError;
 use crate::net::{Listener, Sleeper};
-use crate::observer::Observer;
+use crate::observer::{MaybeObserver, Observer};
 use crate::task::{Finished, Hooks, OnTask, Pool, Progress, StartError, StateHooks, TaskContext, TaskId, Wake};
 
 /// How far a [`ServerBuilder`] has come.
@@ -54,7 +54,7 @@ pub struct ServerBuilder<T, R, S = (), W = (), Stage = stage::State> {
 /// What is told of the server as a whole.
 #[derive(Default)]
 struct ServerHooks {
-    observer: Option<Arc<dyn Observer>>,
+    observer: MaybeObserver,
     on_start: Option<OnStart>,
     on_shutdown: Option<OnShutdown>,
 }
@@ -112,7 +112,7 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
 impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// Is told what happens; replaces one given before.
     pub fn observer(mut self, observer: Arc<impl Observer + 'static>) -> Self {
-        self.hooks.observer = Some(observer);
+        self.hooks.observer = MaybeObserver::new(observer);
         self
     }
 
@@ -295,7 +295,7 @@ fn start_pool<T, R, W>(
     config: &Config,
     core: &Arc<Core>,
     mut hooks: Hooks<T, R, W, ServerHandle>,
-    observer: Option<Arc<dyn Observer>>,
+    observer: MaybeObserver,
 ) -> Result<Arc<Pool<T, R>>, BindError>
 where
     T: Send + 'static,

@@ -11,8 +11,8 @@ use super::BackRoom;
 use super::lifecycle::{Lifecycle, ShutdownReport};
 use super::registry::{ConnectionId, ConnectionInfo, Registry};
 use crate::error::{JoinError, SendError};
-use crate::logging::{LogLimit, foreign};
-use crate::observer::Observer;
+use crate::logging::LogLimit;
+use crate::observer::MaybeObserver;
 use crate::panic::catch;
 use crate::stats::{Books, Stats, Whereabouts};
 use crate::task::{TaskInfo, Wake};
@@ -26,7 +26,7 @@ pub(super) struct Core {
     pub(super) registry: Arc<Registry>,
     pub(super) books: Arc<Books>,
     callback_log: LogLimit,
-    observer: Option<Arc<dyn Observer>>,
+    pub(super) observer: MaybeObserver,
     /// The task pool, once there is one. It holds this, so this does not hold it.
     pub(super) back_room: OnceLock<Weak<dyn BackRoom>>,
 }
@@ -39,7 +39,7 @@ thread_local! {
 }
 
 impl Core {
-    pub(super) fn new(local_addr: SocketAddr, registry: Registry, observer: Option<Arc<dyn Observer>>) -> Core {
+    pub(super) fn new(local_addr: SocketAddr, registry: Registry, observer: MaybeObserver) -> Core {
         Core {
             number: SERVERS.fetch_add(1, Ordering::Relaxed) + 1,
             local_addr,
@@ -67,18 +67,6 @@ impl Core {
 
     pub(super) fn back_room(&self) -> Option<Arc<dyn BackRoom>> {
         self.back_room.get()?.upgrade()
-    }
-
-    /// Tells who observes; a panic there goes no further.
-    pub(super) fn observe(&self, tell: impl FnOnce(&dyn Observer)) {
-        if let Some(observer) = &self.observer {
-            if let Err(message) = catch(|| tell(&**observer)) {
-                if let Some(held_back) = self.callback_log.permit() {
-                    let message = foreign(message);
-                    log::error!("an observer panicked: {message} ({held_back} more errors since the last line)");
-                }
-            }
-        }
     }
 
     /// Logs what went wrong in a callback of a connection. `what` is fit for a log already.

@@ -77,7 +77,7 @@ where
         Ok(session) => session,
         Err(message) => return core.log_callback(id, &format!("session panicked: {}", foreign(message))),
     };
-    core.observe(|observer| observer.connection_opened(&info));
+    core.observer.tell(|observer| observer.connection_opened(&info));
     let link = Link {
         id,
         wire: Wire { stream, outbox: Outbox::new(config.max_outbox) },

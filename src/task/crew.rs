@@ -16,9 +16,8 @@ use started::{Slot, TakenReplies};
 use super::Wake;
 use super::idle::Idle;
 use super::reply::Decided;
-use crate::logging::{LogLimit, foreign};
-use crate::observer::Observer;
-use crate::panic::catch;
+use crate::logging::LogLimit;
+use crate::observer::MaybeObserver;
 use crate::stats::{Books, Ledger};
 
 pub(super) struct Crew<R> {
@@ -41,17 +40,12 @@ pub(super) struct Crew<R> {
     /// Roused whenever a loop ends.
     owner: Arc<dyn Wake>,
     pub(super) books: Arc<Books>,
-    observer: Option<Arc<dyn Observer>>,
+    pub(super) observer: MaybeObserver,
     pub(super) panic_log: LogLimit,
 }
 
 impl<R> Crew<R> {
-    pub(super) fn new(
-        workers: usize,
-        books: &Arc<Books>,
-        owner: Arc<dyn Wake>,
-        observer: Option<Arc<dyn Observer>>,
-    ) -> Crew<R> {
+    pub(super) fn new(workers: usize, books: &Arc<Books>, owner: Arc<dyn Wake>, observer: MaybeObserver) -> Crew<R> {
         Crew {
             slots: (0..workers).map(|_| Slot::new()).collect(),
             later: Mutex::new(TakenReplies::new(books.open())),
@@ -73,24 +67,11 @@ impl<R> Crew<R> {
         self.slots.len()
     }
 
-    /// Tells who observes. No lock is held, and a panic there goes no further.
-    #[inline]
-    pub(super) fn observe(&self, tell: impl FnOnce(&dyn Observer)) {
-        if let Some(observer) = &self.observer {
-            if let Err(message) = catch(|| tell(&**observer)) {
-                if let Some(held_back) = self.panic_log.permit() {
-                    let message = foreign(message);
-                    log::error!("an observer panicked: {message} ({held_back} more panics since the last line)");
-                }
-            }
-        }
-    }
-
     /// What follows a decided outcome, once no lock is held.
     #[inline]
     pub(super) fn announce(&self, decided: Decided<R>, ledger: &Ledger) {
         let (id, kind) = (decided.id, decided.kind);
-        self.observe(|observer| observer.task_ended(id, kind));
+        self.observer.tell(|observer| observer.task_ended(id, kind));
         decided.rouse(ledger);
         self.fewer_pending();
     }

@@ -13,7 +13,7 @@ use super::port::{Port, PortConfig};
 use super::queue::Queue;
 use super::room::Room;
 use super::worker::TaskWorker;
-use crate::observer::Observer;
+use crate::observer::MaybeObserver;
 use crate::panic::catch;
 use crate::stats::{Books, TaskStats, Whereabouts};
 use crate::times::{Clocks, TaskTimes};
@@ -77,7 +77,7 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
         hooks: Hooks<T, R, W, O>,
         origin: O,
         owner: Arc<dyn Wake>,
-        observer: Option<Arc<dyn Observer>>,
+        observer: MaybeObserver,
     ) -> Result<Pool<T, R>, StartError>
     where
         W: 'static,

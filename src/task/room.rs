@@ -105,7 +105,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
             }
         }
         let id = task.ticket.id;
-        self.crew.observe(|observer| observer.task_accepted(id));
+        self.crew.observer.tell(|observer| observer.task_accepted(id));
         task.hand_deadline_over();
         match due {
             None => self.queue_up(task, place, ledger),

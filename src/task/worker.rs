@@ -78,7 +78,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         // Kept, so that no lane is forgotten when the state is renewed.
         let mut seat = Seat::new(self.index);
         while let Some(worker) = state {
-            self.room.crew.observe(|observer| observer.task_worker_started(self.index));
+            self.room.crew.observer.tell(|observer| observer.task_worker_started(self.index));
             let info = TaskInfo {
                 id: TaskId { submitter: 0, sequence: 0 },
                 attempt: 1,
@@ -100,6 +100,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             let TaskContext { worker, info } = context;
             sequence.set(info.sequence.get());
             drop(info);
+            self.room.crew.renews(self.index);
             self.stop(worker, &left);
             if matches!(left, Left::ToRenew) {
                 ledger.recycled.add(1);
@@ -191,7 +192,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
                 crew.announce(decided, ledger);
             }
         } else {
-            crew.observe(|observer| observer.task_started(info.id, self.index));
+            crew.observer.tell(|observer| observer.task_started(info.id, self.index));
             return Some(Ready { job, extra });
         }
         // Their own drop may panic.
@@ -247,7 +248,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         }
         if let Some(message) = &panic_message {
             self.log_panic(context.info.id, message);
-            self.room.crew.observe(|observer| observer.task_worker_panicked(self.index, message));
+            self.room.crew.observer.tell(|observer| observer.task_worker_panicked(self.index, message));
         }
         (ended, panic_message.is_some() && touches_state)
     }
@@ -342,7 +343,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         if let Err(message) = stopped {
             log::warn!("task worker {}: panicked when it gave its state up: {}", self.index, foreign(message));
         }
-        self.room.crew.observe(|observer| observer.task_worker_stopped(self.index));
+        self.room.crew.observer.tell(|observer| observer.task_worker_stopped(self.index));
     }
 
     fn log_panic(&self, id: TaskId, message: &str) {

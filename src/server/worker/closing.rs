@@ -30,7 +30,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         if let Err(message) = catch(|| self.run_on_close(&reason)) {
             self.core.log_callback(self.conn.id(), &format!("on_close panicked: {}", foreign(message)));
         }
-        self.core.observe(|observer| observer.connection_closed(&self.mailbox.info, &reason));
+        self.core.observer.tell(|observer| observer.connection_closed(&self.mailbox.info, &reason));
         let may_be_sending = flushed && !matches!(reason, CloseReason::Client);
         let _ = catch(|| drop(reason));
         if may_be_sending {

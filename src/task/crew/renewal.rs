@@ -26,7 +26,7 @@ impl Renewals {
 }
 
 impl<R> Crew<R> {
-    /// All are to renew their state; those that wait for their turn already do so once.
+    /// All are to renew their state; those that are told already do so once.
     pub(in crate::task) fn renew_all(&self) {
         for due in &self.renewals.due {
             due.store(true, Ordering::Relaxed);
@@ -41,11 +41,14 @@ impl<R> Crew<R> {
             && self.renewals.turn.compare_exchange(NOBODY, index, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
+    /// This one is about to make a new state; if all are told to renew theirs from here on, it does so once more.
+    pub(in crate::task) fn renews(&self, index: usize) {
+        self.renewals.due[index].store(false, Ordering::Relaxed);
+    }
+
     /// This one has a new state, or has ended.
     pub(in crate::task) fn renewed(&self, index: usize) {
-        let Renewals { due, turn } = &self.renewals;
-        due[index].store(false, Ordering::Relaxed);
-        if turn.compare_exchange(index, NOBODY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if self.renewals.turn.compare_exchange(index, NOBODY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.offer_turn();
         }
     }

@@ -117,7 +117,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.put_all_aside();
         self.put_aside(Message::Finished(Finished { id, outcome, is_last: true, worker_index, run }));
         fence(Ordering::SeqCst);
-        self.room.crew.observe(|observer| observer.task_ended(id, kind));
+        self.room.crew.observer.tell(|observer| observer.task_ended(id, kind));
         self.room.crew.fewer_pending();
     }
 
