@@ -127,8 +127,8 @@ fn main() -> anyhow::Result<ExitCode> {
 
 /// Waits for the files that are begun, until the time is over or somebody insists.
 fn drain(submitter: &mut Submitter<PathBuf, Hashed>, interrupts: &AtomicUsize, time: Duration) {
-    let deadline = Instant::now() + time;
-    while submitter.tasks_in_flight() > 0 && interrupts.load(Ordering::Relaxed) < 2 && Instant::now() < deadline {
+    let start = Instant::now();
+    while submitter.tasks_in_flight() > 0 && interrupts.load(Ordering::Relaxed) < 2 && start.elapsed() < time {
         submitter.run_finished_for(Duration::from_millis(100));
     }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Ledger {
     pub(crate) recycled: Counter,
     pub(crate) finish_errors: Counter,
     pub(crate) state_failures: Counter,
+    /// 1 while this thread is a task worker that has its state.
+    pub(crate) serving: Counter,
     /// 1 while this thread runs a task.
     pub(crate) running: Counter,
 }
@@ -151,6 +153,7 @@ pub(crate) struct Totals {
     recycled: u64,
     finish_errors: u64,
     state_failures: u64,
+    serving: u64,
     running: u64,
 }
 
@@ -173,6 +176,7 @@ impl Totals {
 
     fn add_outcomes(&mut self, ledger: &Ledger) {
         self.running += ledger.running.get();
+        self.serving += ledger.serving.get();
         self.done += ledger.done.get();
         self.failed += ledger.failed.get();
         self.panicked += ledger.panicked.get();
@@ -213,7 +217,8 @@ impl Totals {
             delayed: at.delayed,
             to_be_finished_later: at.later,
             task_workers_busy: self.running,
-            task_workers_idle: at.task_workers.saturating_sub(self.running),
+            task_workers_idle: self.serving.saturating_sub(self.running),
+            task_workers_renewing: at.task_workers.saturating_sub(self.serving),
             late: self.late,
             retried: self.retried,
             delivered: self.delivered,
@@ -272,7 +277,8 @@ pub struct TaskStats {
     pub queued_normal: u64,
     /// Of low priority.
     pub queued_low: u64,
-    /// How long the task has waited that has waited longest.
+    /// How long the task has waited that has waited longest, of those that are counted by priority; `None` if none
+    /// waits.
     pub oldest_queued: Option<Duration>,
     /// Tasks that run and have no outcome yet.
     pub running: u64,
@@ -283,8 +289,10 @@ pub struct TaskStats {
     /// Task workers that are inside `on_task`, or a closure. It may be one whose outcome is decided already: after a
     /// shutdown's deadline, an abandoned one.
     pub task_workers_busy: u64,
-    /// The other task workers. Swoole's `task_idle_worker_num`.
+    /// Task workers that wait for a task. Swoole's `task_idle_worker_num`.
     pub task_workers_idle: u64,
+    /// Task workers that make or give up their state: at the start, after a panic, and when they are recycled.
+    pub task_workers_renewing: u64,
     /// Tasks that ended after they were given up. Their outcome had been decided, so this is nothing else.
     pub late: u64,
     /// Attempts that failed and were followed by another.

@@ -51,24 +51,30 @@ impl Error for BuildError {
 
 /// Why a task was not accepted.
 ///
-/// The payload is lost with it; [`try_task`](crate::Link::try_task) is the call that hands it back.
+/// The payload is lost with it; [`try_task`](crate::Link::try_task), `task_within` and the calls of a task hand it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TaskError {
-    /// As many tasks wait as `queue_capacity` allows, or half as many while others wait for room; or, where a full
-    /// queue defers, four times as many and one for each of `max_connections`.
+    /// As many tasks wait as `queue_capacity` allows, or more than half as many while others wait for room; or, where a
+    /// full queue defers, four times as many and one for each of `max_connections`.
     QueueFull,
-    /// This connection, or submitter, has as many tasks in flight as it may have: `max_tasks_in_flight` for
-    /// `try_task`, four times as many for the others.
+    /// This connection, or submitter, has as many tasks in flight as it may have: `max_tasks_in_flight` for `try_task`
+    /// and `task_within`, four times as many for the others; or four times as many repetitions.
     TooManyInFlight,
+    /// As many tasks are delayed, or wait for their next attempt, as may be: four times `queue_capacity`, and one for
+    /// each of `max_connections`, or 64 in a pool without a server.
+    TooManyDelayed,
     /// The server, or the pool, is shutting down.
     ShuttingDown,
     /// There is no task worker of the index that the options ask for.
     NoSuchWorker,
-    /// The thread of the timer could not be started, which delayed tasks need.
+    /// The thread of the timer could not be started, which delayed and repeated tasks need.
     NoTimer,
     /// A closure can be run once only, and the options ask for a retry.
     RunsOnce,
+    /// A task was to wait for another of the pool whose task worker it runs on. If all task workers waited, none would
+    /// be left to run what they wait for.
+    InTask,
 }
 
 impl fmt::Display for TaskError {
@@ -76,6 +82,8 @@ impl fmt::Display for TaskError {
         f.write_str(match self {
             TaskError::QueueFull => "the task queue is full",
             TaskError::TooManyInFlight => "too many tasks in flight of this submitter",
+            TaskError::TooManyDelayed => "too many tasks are delayed",
+            TaskError::InTask => "a task cannot wait for the task workers it runs on",
             TaskError::ShuttingDown => "no more tasks are taken, because of a shutdown",
             TaskError::NoSuchWorker => "there is no task worker of that index",
             TaskError::NoTimer => "the thread of the timer could not be started",

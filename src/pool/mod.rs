@@ -25,7 +25,8 @@ use crate::times::TaskTimes;
 ///
 /// Dropped, it drains: no more tasks are taken, what is delayed is cancelled, the rest is finished; what is not by the
 /// [`drain_timeout`](TaskPoolBuilder::drain_timeout) is abandoned. [`shutdown`](Self::shutdown) does the same and
-/// reports. The submitters can still run the finish closures of what has come.
+/// reports. The submitters can still run the finish closures of what has come. In a task of this same pool either would
+/// wait for itself until that time.
 ///
 /// ```
 /// use std::cell::Cell;
@@ -133,8 +134,6 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
 
     /// Takes no more tasks, cancels what is delayed, finishes the rest, and ends the task workers. Blocks until then,
     /// or until some 250 ms after `deadline` from now, at which what is unfinished is abandoned.
-    ///
-    /// In a task of this same pool it would wait for itself until the deadline: do not call it there.
     pub fn shutdown(mut self, deadline: Duration) -> PoolReport {
         self.end_within(deadline)
     }

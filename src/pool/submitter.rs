@@ -45,8 +45,9 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
         self.port.in_flight()
     }
 
-    /// Runs the finish closures of what has come, and returns how many there were. Does not block, and leaves to the
-    /// next call what comes while they run. Called in one of them, it does nothing.
+    /// Runs the finish closures, and `on_progress`, for what has come, and returns how many things came, those without a
+    /// closure included. Does not block, and takes no more than there was to be heard of when it began. Called in a
+    /// finish closure, it does nothing.
     pub fn run_finished(&mut self) -> usize {
         if std::mem::replace(&mut self.is_running, true) {
             return 0;
@@ -74,10 +75,11 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     }
 
     /// Waits until something comes, but no longer than `timeout`, and does what [`run_finished`](Self::run_finished)
-    /// does: 0 only after `timeout`. With nothing in flight it waits as well, for a [repetition](Self::task_every), say.
+    /// does. 0 only after `timeout`, or where it does not wait: in a finish closure, and in a task of the same pool. With
+    /// nothing in flight it waits as well, for a [repetition](Self::task_every), say.
     pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
         let mut run = self.run_finished();
-        if run > 0 || self.is_running {
+        if run > 0 || self.is_running || !self.port.may_wait() {
             return run;
         }
         let end = far(Instant::now(), timeout);

@@ -19,12 +19,20 @@ pub(super) struct Lane<X> {
     /// There is something in `front`, or is about to be. Set before the head is taken out of the channel, so whoever
     /// takes a later one out sees it.
     has_front: AtomicBool,
+    /// There is something in `front`.
+    in_front: AtomicBool,
 }
 
 impl<X: Waits> Lane<X> {
     pub(super) fn new() -> Lane<X> {
         let (sender, receiver) = crossbeam_channel::unbounded();
-        Lane { sender, receiver, front: Mutex::new(None), has_front: AtomicBool::new(false) }
+        Lane {
+            sender,
+            receiver,
+            front: Mutex::new(None),
+            has_front: AtomicBool::new(false),
+            in_front: AtomicBool::new(false),
+        }
     }
 
     #[inline]
@@ -50,6 +58,7 @@ impl<X: Waits> Lane<X> {
             return None;
         }
         let mut front = self.front.lock();
+        self.in_front.store(false, Ordering::Relaxed);
         self.has_front.store(false, Ordering::Release);
         front.take()
     }
@@ -68,13 +77,15 @@ impl<X: Waits> Lane<X> {
         if front.is_none() {
             self.has_front.store(true, Ordering::SeqCst);
             *front = self.receiver.try_recv().ok();
+            self.in_front.store(front.is_some(), Ordering::Relaxed);
             self.has_front.store(front.is_some(), Ordering::Release);
         }
         front.as_ref().map(look)
     }
 
+    /// One less for a moment, while somebody begins to look; never more.
     pub(super) fn len(&self) -> usize {
-        self.receiver.len() + usize::from(self.has_front.load(Ordering::Relaxed))
+        self.receiver.len() + usize::from(self.in_front.load(Ordering::Relaxed))
     }
 }
 

@@ -5,7 +5,8 @@ mod early;
 mod wait;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
@@ -52,8 +53,8 @@ pub(crate) struct Port<T, R, C> {
     pub(crate) open: bool,
     /// The stamp of what is submitted now; taken when first needed.
     now: Option<Instant>,
-    /// Those that are to end with it.
-    repetitions: Vec<TaskId>,
+    /// Those that are to end with it, each with what is there as long as it goes on or somebody may stop it.
+    repetitions: Vec<(TaskId, Weak<AtomicBool>)>,
     /// So many tasks may be submitted before it looks again how many wait.
     credit: usize,
     /// Found the queue full after submitting, has not seen room since, and waits to be woken in this round.
@@ -295,8 +296,16 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.held_back.is_some() || self.counted >= self.config.max_in_flight
     }
 
-    /// Blocks until there may be room in the queue; false at the deadline.
+    /// Whether this thread may wait for task workers: if it is one of them, it might wait for itself.
+    pub(crate) fn may_wait(&self) -> bool {
+        !self.room.owns_thread()
+    }
+
+    /// Blocks until there may be room in the queue; false once the deadline has come.
     pub(super) fn has_room_by(&mut self, deadline: Instant) -> bool {
+        if Instant::now() >= deadline {
+            return false;
+        }
         let bell = self.bell.get_or_insert_default();
         // Registered at most once for each round.
         if bell.round != Some(self.room.queue.rounds()) {
@@ -307,13 +316,19 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         bell.bell.wait_until(deadline, || queue.has_room() || Some(queue.rounds()) != round)
     }
 
-    /// A repetition that is to end with this.
-    pub(super) fn keep_repetition(&mut self, id: TaskId) {
-        if self.repetitions.len() >= 64 && self.repetitions.len().is_power_of_two() {
-            // Those that have ended meanwhile.
-            self.repetitions.retain(|&id| self.room.timer.holds(id));
+    /// Whether there may be one more repetition.
+    pub(super) fn may_repeat(&mut self) -> bool {
+        let most = self.config.max_in_flight.saturating_mul(HARD_LIMIT);
+        if self.repetitions.len() >= most.min(64) {
+            // Some have ended meanwhile.
+            self.repetitions.retain(|(_, goes_on)| goes_on.strong_count() > 0);
         }
-        self.repetitions.push(id);
+        self.repetitions.len() < most
+    }
+
+    /// A repetition that is to end with this.
+    pub(super) fn keep_repetition(&mut self, id: TaskId, goes_on: Weak<AtomicBool>) {
+        self.repetitions.push((id, goes_on));
     }
 
     /// Registers first and looks second; whoever drains the queue takes first and looks for us second.
@@ -361,7 +376,7 @@ impl<T, R, C> Drop for Port<T, R, C> {
         for message in self.aside.drain(..).chain(held) {
             orphan(message, &self.ledger);
         }
-        for id in self.repetitions.drain(..) {
+        for (id, _) in self.repetitions.drain(..) {
             // What it holds is users', and so are the closures that follow; each drop may panic.
             let _ = catch(|| drop(self.room.timer.remove(id)));
         }

@@ -15,7 +15,8 @@ use crate::panic::catch;
 use crate::stats::Ledger;
 
 /// A task that is submitted again and again, from `task_every`. Dropping this changes nothing; it goes on until
-/// [`stop`](Self::stop), or until its submitter is gone or a shutdown begins.
+/// [`stop`](Self::stop), until the closure that makes its payloads panics, or until its submitter is gone or a shutdown
+/// begins.
 #[derive(Clone)]
 pub struct Repetition {
     number: u64,
@@ -31,7 +32,8 @@ pub(super) trait Keeper: Send + Sync {
 }
 
 impl Repetition {
-    /// No further task is submitted; those that were go on. May be called from anywhere, and again.
+    /// No further task is submitted, but for one that the timer is just about to; those that were go on. Never blocks.
+    /// May be called from anywhere, and again.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         if let Some(keeper) = self.keeper.upgrade() {
@@ -90,6 +92,16 @@ impl<T, R> Repeating<T, R> {
         repetition_id(self.number)
     }
 
+    /// It was stopped, or its submitter is gone.
+    pub(super) fn is_over(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed) || self.reply_to.is_gone()
+    }
+
+    /// There as long as it goes on or somebody may stop it.
+    pub(super) fn goes_on(&self) -> Weak<AtomicBool> {
+        Arc::downgrade(&self.stopped)
+    }
+
     /// When it is due again. Firings that were missed are left out.
     pub(super) fn next(&self, due: Instant) -> Instant {
         let now = Instant::now();
@@ -103,13 +115,17 @@ impl<T, R> Repeating<T, R> {
 impl<T: Send + 'static, R: Send + 'static> Repeating<T, R> {
     /// Submits the next task, unless too many wait already. False if that was the end.
     pub(super) fn fire(&mut self, room: &Arc<Room<T, R>>, ledger: &Ledger) -> bool {
-        if self.stopped.load(Ordering::Relaxed) || self.reply_to.is_gone() {
+        if self.is_over() {
             return false;
         }
         if room.queue.is_full_at(room.queue.len()) || self.reply_to.has_many_foreign() {
             return true;
         }
         match catch(&mut self.make) {
+            Ok(payload) if self.is_over() => {
+                drop(catch(|| drop(payload)));
+                false
+            }
             Ok(payload) => {
                 self.submit(payload, room, ledger);
                 true

@@ -18,9 +18,8 @@ pub(super) enum Message<R> {
     Finished(Finished<R>),
     /// A closure that was run as a task has returned.
     Returned(TaskId, Returned),
-    /// The task has come further, and runs on this task worker. There is one at most for each task that runs; how far
-    /// it has come is read where it runs.
-    Progress(TaskId, u32),
+    /// The task has come further. There is one at most for each task; how far it has come is read where it runs.
+    Progress(TaskId),
     /// Somebody has submitted this task in the submitter's name, with a deadline for the submitter to follow. Comes
     /// before anything else of that task.
     Deadline(TaskId, Instant),
@@ -32,7 +31,7 @@ impl<R> Message<R> {
         match self {
             Message::Finished(finished) => Some(finished.id),
             Message::Returned(id, _) => Some(*id),
-            Message::Progress(..) | Message::Deadline(..) => None,
+            Message::Progress(_) | Message::Deadline(..) => None,
         }
     }
 
@@ -41,7 +40,7 @@ impl<R> Message<R> {
         match self {
             Message::Finished(finished) => finished.is_last.then_some(finished.id),
             Message::Returned(id, _) => Some(*id),
-            Message::Progress(..) | Message::Deadline(..) => None,
+            Message::Progress(_) | Message::Deadline(..) => None,
         }
     }
 }
@@ -66,6 +65,8 @@ pub(super) struct ReplyAddress<R> {
     /// throws it away.
     struck: Mutex<HashSet<TaskId>>,
     limits: Limits,
+    /// Tasks of which there is an undelivered message of progress.
+    told: Mutex<HashSet<TaskId>>,
     /// Undelivered results other than outcomes.
     results: AtomicUsize,
     /// Tasks that others submitted for this submitter to hear of, and it has not yet.
@@ -95,6 +96,7 @@ impl<R> ReplyAddress<R> {
             any_struck: AtomicBool::new(false),
             struck: Mutex::new(HashSet::new()),
             limits,
+            told: Mutex::new(HashSet::new()),
             results: AtomicUsize::new(0),
             foreign: AtomicUsize::new(0),
             submitter,
@@ -161,6 +163,10 @@ impl<R> ReplyAddress<R> {
         was_struck
     }
 
+    pub(super) fn is_struck(&self, id: TaskId) -> bool {
+        self.has_struck() && self.struck.lock().contains(&id)
+    }
+
     pub(super) fn has_struck(&self) -> bool {
         self.any_struck.load(Ordering::Relaxed)
     }
@@ -184,6 +190,11 @@ impl<R> ReplyAddress<R> {
 
     pub(super) fn foreign(&self) -> usize {
         self.foreign.load(Ordering::Relaxed)
+    }
+
+    /// The message of a task's progress was received: the next is sent when it has come further.
+    pub(super) fn forget_told(&self, id: TaskId) {
+        self.told.lock().remove(&id);
     }
 
     fn expect_result(&self) -> bool {
@@ -294,13 +305,15 @@ impl<R> Ticket<R> {
         Ok(())
     }
 
-    /// Tells of progress, under the same lock. False if nobody wants to hear of it.
-    pub(super) fn tell_progress(&self, worker_index: u32) -> bool {
-        let wanted = self.reply_to.limits.progress && !self.one_way && !self.reply_to.is_gone();
-        if wanted {
-            self.reply_to.push(Message::Progress(self.id, worker_index));
+    /// Tells of progress, under the same lock. False if nobody wants to hear of it, or will already.
+    pub(super) fn tell_progress(&self) -> bool {
+        let address = &*self.reply_to;
+        let wanted = address.limits.progress && !self.one_way && !address.is_gone();
+        let tells = wanted && address.told.lock().insert(self.id);
+        if tells {
+            address.push(Message::Progress(self.id));
         }
-        wanted
+        tells
     }
 }
 

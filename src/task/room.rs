@@ -1,5 +1,6 @@
 //! The back room itself: the one way in for tasks, and what they pass through.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Instant;
@@ -22,6 +23,11 @@ pub(super) struct Room<T, R> {
     pub(super) timer: Timer<T, R>,
     /// No task is taken any more, not even from the timer.
     closed: AtomicBool,
+}
+
+thread_local! {
+    /// Whose task worker this thread is: the address of a room, which lives as long as its threads.
+    static TASK_WORKER_OF: Cell<usize> = const { Cell::new(0) };
 }
 
 /// What a task has that is submitted in the name of a submitter.
@@ -71,6 +77,16 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         Room { queue, crew: Arc::new(crew), timer: Timer::new(), closed: AtomicBool::new(false) }
     }
 
+    /// From now on this thread is one of its task workers.
+    pub(super) fn claim_thread(self: &Arc<Self>) {
+        TASK_WORKER_OF.set(Arc::as_ptr(self).addr());
+    }
+
+    /// Whether this thread is one of its task workers, which can wait for no other.
+    pub(super) fn owns_thread(self: &Arc<Self>) -> bool {
+        TASK_WORKER_OF.get() == Arc::as_ptr(self).addr()
+    }
+
     /// The one way in: accepts a task, to be queued now or when it is `due`. Never waits. An error hands it back.
     ///
     /// `until_drained`: refuses it once a shutdown has begun, and so does not let one in that no task worker would see.
@@ -87,8 +103,8 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
             return Err((TaskError::ShuttingDown, task));
         }
         if due.is_some() {
-            if self.timer.tasks() >= self.queue.hard_limit() {
-                return Err((TaskError::QueueFull, task));
+            if self.has_many_delayed() {
+                return Err((TaskError::TooManyDelayed, task));
             }
             if let Err(why) = Timer::is_ready(self) {
                 return Err((why.into(), task));
@@ -100,6 +116,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
             fence(Ordering::SeqCst);
             if self.crew.is_draining() {
                 ledger.accepted.take_back(1);
+                fence(Ordering::SeqCst);
                 self.crew.fewer_pending();
                 return Err((TaskError::ShuttingDown, task));
             }
@@ -109,14 +126,14 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         task.hand_deadline_over();
         match due {
             None => self.queue_up(task, place, ledger),
-            Some(due) => {
-                if let Err(task) = Timer::insert(self, due, Box::new(task), place) {
-                    // A shutdown has begun meanwhile.
-                    self.give_up(*task, Outcome::Cancelled, ledger);
-                }
-            }
+            Some(due) => self.delay(Box::new(task), place, due, ledger),
         }
         Ok(())
+    }
+
+    /// Whether no more may be delayed.
+    pub(super) fn has_many_delayed(&self) -> bool {
+        self.timer.tasks() >= self.queue.hard_limit()
     }
 
     /// Accepts a task that somebody else submits in the name of a submitter. An error hands its payload back.
@@ -164,17 +181,34 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         }
     }
 
+    /// Has the timer queue a task that was accepted when it is due.
+    pub(super) fn delay(self: &Arc<Self>, task: Box<Task<T, R>>, place: Place, due: Instant, ledger: &Ledger) {
+        let (id, reply_to) = (task.ticket.id, Arc::clone(&task.ticket.reply_to));
+        if let Err(task) = Timer::insert(self, due, task, place) {
+            // A shutdown has begun meanwhile.
+            return self.end_delayed(*task, ledger);
+        }
+        // Either we see here that its submitter has decided the outcome, or the submitter finds it in the timer.
+        if reply_to.is_struck(id) {
+            if let Some(Due::Task(task, _)) = self.timer.remove(id) {
+                self.end_delayed(*task, ledger);
+            }
+        }
+    }
+
+    /// Ends a task that was delayed: as its last attempt has, if there was one.
+    fn end_delayed(&self, mut task: Task<T, R>, ledger: &Ledger) {
+        let last_error = task.extra.as_mut().and_then(|extra| extra.last_error.take());
+        self.give_up(task, last_error.map_or(Outcome::Cancelled, Outcome::Failed), ledger);
+    }
+
     /// A shutdown begins: what is delayed is cancelled, and tasks may submit no more.
     pub(super) fn drain(&self, ledger: &Ledger) {
         self.crew.drain();
         self.queue.wake_waiting();
         for due in self.timer.close() {
             match due {
-                Due::Task(mut task, _) => {
-                    // A task that waits for its next attempt ends as the last one did.
-                    let last_error = task.extra.as_mut().and_then(|extra| extra.last_error.take());
-                    self.give_up(*task, last_error.map_or(Outcome::Cancelled, Outcome::Failed), ledger);
-                }
+                Due::Task(task, _) => self.end_delayed(*task, ledger),
                 repetition => drop(catch(|| drop(repetition))),
             }
         }

@@ -88,10 +88,6 @@ impl<T, R> Timer<T, R> {
         Some(due)
     }
 
-    pub(super) fn holds(&self, id: TaskId) -> bool {
-        self.state.lock().keys.contains_key(&id)
-    }
-
     /// Takes nothing more, and hands back all that is left.
     pub(super) fn close(&self) -> impl Iterator<Item = Due<T, R>> + use<T, R> {
         let due = {
@@ -152,11 +148,15 @@ impl<T: Send + 'static, R: Send + 'static> Timer<T, R> {
         Ok(())
     }
 
-    /// Keeps a repetition until it is due.
+    /// Keeps a repetition until it is due, unless it is over.
     pub(super) fn repeat(room: &Arc<Room<T, R>>, due: Instant, what: Box<Repeating<T, R>>) -> Result<(), NoTimer> {
         let mut state = room.timer.state.lock();
         state.make_ready(room)?;
-        room.timer.put(&mut state, due, Due::Repetition(what));
+        // Whoever ends it says so first, and looks for it here second. What is not kept is dropped once the lock is not
+        // held.
+        if !what.is_over() {
+            room.timer.put(&mut state, due, Due::Repetition(what));
+        }
         Ok(())
     }
 

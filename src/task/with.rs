@@ -121,7 +121,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
         F: FnMut() -> T + Send + 'static,
     {
         let With { port, options, .. } = self;
-        let room = &port.room;
+        let room = Arc::clone(&port.room);
         let options = options.unwrap_or_default();
         if !port.open {
             return Err(TaskError::ShuttingDown);
@@ -129,13 +129,16 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
         if options.worker.is_some_and(|worker| worker >= room.crew.size()) {
             return Err(TaskError::NoSuchWorker);
         }
+        if !port.may_repeat() {
+            return Err(TaskError::TooManyInFlight);
+        }
         let first = far(Instant::now(), options.after.unwrap_or(period));
-        let keeper = Arc::downgrade(room) as Weak<dyn Keeper>;
+        let keeper = Arc::downgrade(&room) as Weak<dyn Keeper>;
         let reply_to = Arc::clone(&port.address);
         let (repeating, handle) = Repeating::new(new_number(), period, Box::new(make), options, reply_to, keeper);
-        let id = repeating.id();
-        Timer::repeat(room, first, Box::new(repeating))?;
-        port.keep_repetition(id);
+        let (id, goes_on) = (repeating.id(), repeating.goes_on());
+        Timer::repeat(&room, first, Box::new(repeating))?;
+        port.keep_repetition(id, goes_on);
         Ok(handle)
     }
 
@@ -148,7 +151,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
             let finish = Some(Finish::ForAll);
             match port.submit(job, finish, options.as_ref(), WhenFull::RefuseAtCap) {
                 Ok(id) => return Ok(id),
-                Err((TaskError::QueueFull, refused)) if port.has_room_by(deadline) => job = refused,
+                Err((TaskError::QueueFull, refused)) if port.may_wait() && port.has_room_by(deadline) => job = refused,
                 Err((reason, job)) => return Err(TryTaskError::new(reason, job.into_payload())),
             }
             port.look_whether_open();

@@ -15,7 +15,6 @@ use super::pool::Hooks;
 use super::port::far;
 use super::queue::{Extra, Job, Place, Seat, Task};
 use super::room::{Room, new_number};
-use super::timer::Timer;
 use crate::logging::foreign;
 use crate::panic::catch;
 use crate::patience::Patience;
@@ -61,9 +60,12 @@ pub(super) type Starting = Sender<Result<(), (usize, anyhow::Error)>>;
 impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     /// Makes the state, says so, and runs until it is over.
     pub(super) fn run(self, starting: &Starting) {
+        self.room.claim_thread();
         let _left = LeavesCrew { crew: Arc::clone(&self.room.crew), index: self.index };
+        let ledger = Rc::new(self.room.crew.books.open());
         let mut state = match self.make() {
             Ok(state) => {
+                ledger.serving.set(1);
                 let _ = starting.send(Ok(()));
                 Some(state)
             }
@@ -72,7 +74,6 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
                 None
             }
         };
-        let ledger = Rc::new(self.room.crew.books.open());
         let number = new_number();
         let sequence = Cell::new(0);
         // Kept, so that no lane is forgotten when the state is renewed.
@@ -101,6 +102,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             sequence.set(info.sequence.get());
             drop(info);
             self.room.crew.renews(self.index);
+            ledger.serving.set(0);
             self.stop(worker, &left);
             if matches!(left, Left::ToRenew) {
                 ledger.recycled.add(1);
@@ -109,6 +111,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
                 Left::ToldToEnd => None,
                 Left::ToRenew | Left::TaskPanicked => self.make_again(&ledger),
             };
+            ledger.serving.set(u64::from(state.is_some()));
             self.room.crew.renewed(self.index);
         }
     }
@@ -179,7 +182,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
 
         let crew = &self.room.crew;
         let worker_index = self.index as u32;
-        let look_closer = crew.start(self.index, Started { ticket, worker_index, started, deadline, said: None });
+        let look_closer = crew.start(self.index, Started { ticket, worker_index, started, deadline, progress: None });
         let not_to_run = match deadline {
             Some(deadline) if deadline <= started => Some(Outcome::TimedOut),
             _ if look_closer && crew.is_expired() => Some(Outcome::Abandoned),
@@ -284,6 +287,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         has_time
             && !error.is::<TakenAway>()
             && !self.room.crew.is_draining()
+            && !self.room.has_many_delayed()
             && extra.retry.as_ref().is_some_and(|retry| catch(|| retry.retry.is_worth_it(error)).unwrap_or(false))
     }
 
@@ -297,10 +301,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let mut task = Box::new(Task { job: Job::OnTask(payload), ticket, extra });
         let (due, place) =
             task.extra.as_mut().map_or((now, Place::default()), |extra| (extra.next_attempt(now), extra.place));
-        if let Err(mut task) = Timer::insert(&self.room, due, task, place) {
-            let last_error = task.extra.as_mut().and_then(|extra| extra.last_error.take());
-            self.room.give_up(*task, last_error.map_or(Outcome::Cancelled, Outcome::Failed), ledger);
-        }
+        self.room.delay(task, place, due, ledger);
     }
 
     fn make(&self) -> anyhow::Result<W> {

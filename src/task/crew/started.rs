@@ -19,15 +19,8 @@ pub(in crate::task) struct Started<R> {
     pub(in crate::task) worker_index: u32,
     pub(in crate::task) started: Instant,
     pub(in crate::task) deadline: Option<Instant>,
-    /// What it has said, once it has.
-    pub(in crate::task) said: Option<Box<Said>>,
-}
-
-/// How far a task says it has come.
-pub(in crate::task) struct Said {
-    progress: Progress,
-    /// The submitter was told, and has not looked since.
-    told: bool,
+    /// How far it says it has come, once it has.
+    pub(in crate::task) progress: Option<Box<Progress>>,
 }
 
 /// What became of the task that a task worker runs. On a cache line of its own, since each is written for every task.
@@ -184,12 +177,10 @@ impl<R> Crew<R> {
         let reply_to = {
             let mut running = self.slots[index].0.lock();
             let Running::Task(started) = &mut *running else { return };
-            let said = started.said.get_or_insert_with(|| Box::new(Said { progress, told: false }));
-            said.progress = progress;
-            if said.told || !started.ticket.tell_progress(started.worker_index) {
+            **started.progress.get_or_insert_with(|| Box::new(progress)) = progress;
+            if !started.ticket.tell_progress() {
                 return;
             }
-            said.told = true;
             Arc::clone(&started.ticket.reply_to)
         };
         reply_to.rouse(ledger);
@@ -197,24 +188,11 @@ impl<R> Crew<R> {
 
     /// How far the task has come, if it runs.
     pub(in crate::task) fn progress(&self, id: TaskId) -> Option<Progress> {
-        let running = (0..self.slots.len()).find_map(|index| self.progress_on(index, id, false));
-        running.or_else(|| Some(self.later.lock().tasks.get(&id)?.said.as_ref()?.progress))
-    }
-
-    /// The same for who was told, and where; to be told again when it has come further.
-    pub(in crate::task) fn told_progress(&self, id: TaskId, index: u32) -> Option<Progress> {
-        self.progress_on(index as usize, id, true)
-    }
-
-    fn progress_on(&self, index: usize, id: TaskId, told: bool) -> Option<Progress> {
-        match &mut *self.slots[index].0.lock() {
-            Running::Task(started) if started.ticket.id == id => {
-                let said = started.said.as_mut()?;
-                said.told &= !told;
-                Some(said.progress)
-            }
+        let running = self.slots.iter().find_map(|slot| match &*slot.0.lock() {
+            Running::Task(started) if started.ticket.id == id => Some(started.progress.as_deref().copied()),
             _ => None,
-        }
+        });
+        running.unwrap_or_else(|| self.later.lock().tasks.get(&id)?.progress.as_deref().copied())
     }
 
     /// Moves the reply of the task on this task worker to where it can be finished later; false if its outcome is

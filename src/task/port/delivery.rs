@@ -80,8 +80,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             Message::Finished(finished) if finished.is_last => self.deliver_outcome(finished),
             Message::Finished(finished) => self.deliver_result(finished),
             Message::Returned(id, returned) => self.deliver_returned(id, returned),
-            Message::Progress(id, worker_index) => {
-                self.room.crew.told_progress(id, worker_index).map(|progress| What::Progress(id, progress))
+            Message::Progress(id) => {
+                self.address.forget_told(id);
+                self.room.crew.progress(id).map(|progress| What::Progress(id, progress))
             }
             Message::Deadline(id, deadline) => {
                 self.follow(id, deadline);

@@ -52,15 +52,16 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if !self.is_open(id) {
             return false;
         }
+        // Struck first and looked for second; whoever moves a task, out of the queue or to the timer, does so first and
+        // looks whether it was struck second.
+        self.address.strike(id);
         if let Some(delayed) = self.room.timer.remove(id) {
+            self.address.unstrike(id);
             self.put_decided(id, outcome, None);
             // The payload's own drop may panic.
             let _ = catch(|| drop(delayed));
             return true;
         }
-        // Struck first and looked for second; whoever takes a task out of the queue shows that it has started first,
-        // and looks whether it was struck second.
-        self.address.strike(id);
         if let Some(started) = self.room.crew.claim(id) {
             self.address.unstrike(id);
             self.put_decided(id, outcome, Some((started.worker_index, started.run(Instant::now()))));

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::Port;
-use crate::error::WaitError;
+use crate::error::{TaskError, WaitError};
 use crate::panic::catch;
 use crate::task::flight::Finish;
 use crate::task::options::TaskOptions;
-use crate::task::outcome::Outcome;
+use crate::task::outcome::{Finished, Outcome};
 use crate::task::queue::Job;
 use crate::task::reply::Message;
 
@@ -27,12 +27,15 @@ impl<R> Waited<'_, R> {
     }
 
     fn place_of(&self, message: &Message<R>, submitter: u64) -> Option<usize> {
-        let Message::Finished(finished) = message else { return None };
-        if finished.id.submitter != submitter {
+        let id = match message {
+            Message::Progress(id) => *id,
+            _ => message.task()?,
+        };
+        if id.submitter != submitter {
             return None;
         }
         let places = self.places();
-        let found = places.binary_search_by_key(&finished.id.sequence, |&(sequence, _)| sequence);
+        let found = places.binary_search_by_key(&id.sequence, |&(sequence, _)| sequence);
         found.ok().map(|found| places[found].1)
     }
 }
@@ -74,6 +77,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         options: Option<TaskOptions<T>>,
         timeout: Duration,
     ) {
+        if !self.may_wait() {
+            return waited.results.fill_with(|| Some(Err(WaitError::NotAccepted(TaskError::InTask))));
+        }
         self.forget_time();
         let mut options = options.unwrap_or_default();
         let time = options.deadline.map_or(timeout, |deadline| deadline.min(timeout));
@@ -119,14 +125,15 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
     /// Keeps what is waited for, and puts anything else aside.
     fn sort(&mut self, message: Message<R>, waited: &mut Waited<'_, R>) {
-        match waited.place_of(&message, self.number()) {
-            None => self.put_aside(message),
-            Some(place) => self.keep(message, place, waited),
+        match (waited.place_of(&message, self.number()), message) {
+            (Some(place), Message::Finished(finished)) => self.keep(finished, place, waited),
+            // Who waits looks no further than to its end.
+            (Some(_), Message::Progress(id)) => self.address.forget_told(id),
+            (_, message) => self.put_aside(message),
         }
     }
 
-    fn keep(&mut self, message: Message<R>, place: usize, waited: &mut Waited<'_, R>) {
-        let Message::Finished(finished) = message else { return };
+    fn keep(&mut self, finished: Finished<R>, place: usize, waited: &mut Waited<'_, R>) {
         if !finished.is_last {
             // Who waits hears of the last result only. This one's drop may panic.
             self.address.forget_result();
