@@ -388,6 +388,8 @@ fn a_state_that_cannot_be_made_again_is_tried_for_while_the_others_serve() {
     up.store(0, Ordering::Relaxed);
     assert_eq!(client.ask("panic"), "None");
     eventually("the failure is counted", || server.handle.stats().tasks.state_failures >= 1);
+    let tasks = server.handle.stats().tasks;
+    assert_eq!((tasks.task_workers_idle, tasks.task_workers_busy, tasks.task_workers_renewing), (1, 0, 1));
     // One task worker is left, with the state it had.
     let counts: Vec<String> = (0..10).map(|_| client.ask("x")).collect();
     assert!(counts.iter().all(|count| count.starts_with("Some(")), "{counts:?}");

@@ -17,7 +17,7 @@ use backroom::{
     BuildError, Finished, Later, NotFinished, Outcome, OutcomeKind, Priority, ReplyDropped, Retry, Submitter,
     TaskError, TaskFailure, TaskOptions, TaskPool, WaitError,
 };
-use common::{Gate, PATIENCE, assert_balanced, events, eventually};
+use common::{Gate, PATIENCE, assert_balanced, events, eventually, resident_bytes, succeeds};
 use parking_lot::Mutex;
 
 type Job = Box<dyn FnOnce() -> u32 + Send>;
@@ -1141,6 +1141,129 @@ fn a_busy_task_worker_holds_up_no_other_that_is_to_be_recycled() {
 }
 
 #[test]
+fn a_recycle_that_comes_while_a_state_is_made_has_it_made_once_more() {
+    let (sender, made) = events();
+    let gate = Gate::default();
+    let (slow, count) = (gate.clone(), AtomicU32::new(0));
+    let pool = TaskPool::builder()
+        .task_worker_num(1)
+        .task_worker(move |_index| {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            sender.send(number)?;
+            Ok(if number == 1 {
+                slow.pass()
+            })
+        })
+        .on_task(|_cx, ()| Ok(()))
+        .build()
+        .unwrap();
+    assert_eq!(made.next(), 0);
+    pool.recycle();
+    assert_eq!(made.next(), 1);
+    // What it reads while it makes the second may be out of date now.
+    pool.recycle();
+    gate.open();
+    assert_eq!(made.next(), 2);
+}
+
+#[test]
+fn as_many_tasks_as_are_delayed_at_most_are_a_reason_that_nobody_waits_for() {
+    let pool = TaskPool::builder().queue_capacity(1).on_task(|_cx, ()| Ok(())).build().unwrap();
+    let mut submitter = pool.submitter();
+    let tomorrow = TaskOptions::new().after(Duration::from_secs(86_400));
+    let refused = (0..1000).find_map(|_| submitter.with(tomorrow.clone()).task(()).err());
+    assert_eq!(refused, Some(TaskError::TooManyDelayed));
+    let refused = submitter.with(tomorrow).task_within((), PATIENCE).unwrap_err();
+    assert_eq!(refused.reason(), TaskError::TooManyDelayed);
+    submitter.task_within((), PATIENCE).expect("the queue is empty");
+}
+
+#[test]
+fn progress_that_nobody_looks_at_takes_no_memory() {
+    let Some(child) = in_child!() else {
+        let pool = TaskPool::builder()
+            .task_worker_num(1)
+            .on_task(|cx, fails: u32| {
+                cx.progress(1, 2);
+                anyhow::ensure!(cx.attempt() > fails, "again");
+                Ok(())
+            })
+            .on_progress(|_, _, _| Ok(()))
+            .build()
+            .unwrap();
+        let mut submitter = pool.submitter();
+        let mut done = 0;
+        let mut say_much = |times: u32| {
+            (0..times).for_each(|_| submitter.task_wait(0, PATIENCE).unwrap());
+            let again = Retry::attempts(u32::MAX).backoff(Duration::ZERO, Duration::ZERO);
+            submitter.with(TaskOptions::new().retry(again)).task(times).unwrap();
+            done += u64::from(times) + 1;
+            eventually("it has tried often enough", || pool.stats().done == done);
+        };
+        say_much(1_000);
+        let before = resident_bytes();
+        say_much(50_000);
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < 2 << 20, "{grown} bytes");
+        return;
+    };
+    succeeds(child);
+}
+
+#[test]
+fn a_repetition_that_is_stopped_while_it_makes_its_task_submits_none_and_lets_go() {
+    let pool = TaskPool::builder().on_task(|_cx, ()| Ok(())).build().unwrap();
+    let mut submitter = pool.submitter();
+    let handle: Arc<Mutex<Option<backroom::Repetition>>> = Arc::default();
+    let (own, held) = (Arc::clone(&handle), Arc::new(()));
+    let holds = Arc::clone(&held);
+    let soon = TaskOptions::new().after(Duration::from_millis(1));
+    let mut locked = handle.lock();
+    let make = move || own.lock().iter().for_each(|repetition| (repetition.stop(), &holds).0);
+    *locked = Some(submitter.with(soon).task_every(Duration::from_secs(86_400), make).unwrap());
+    drop(locked);
+    eventually("the closure is dropped", || Arc::strong_count(&held) == 1);
+    assert_eq!(pool.stats().accepted, 0);
+}
+
+#[test]
+fn a_submitter_has_only_so_many_repetitions_until_some_are_stopped() {
+    let pool = TaskPool::builder().max_tasks_in_flight(2).on_task(|_cx, ()| Ok(())).build().unwrap();
+    let mut submitter = pool.submitter();
+    let mut repeat = || submitter.task_every(Duration::from_secs(86_400), || ());
+    let mut repetitions: Vec<_> = (0..8).map(|_| repeat().unwrap()).collect();
+    assert_eq!(repeat().unwrap_err(), TaskError::TooManyInFlight);
+    repetitions.pop().unwrap().stop();
+    repetitions.push(repeat().unwrap());
+    assert_eq!(repeat().unwrap_err(), TaskError::TooManyInFlight);
+}
+
+#[test]
+fn a_task_cannot_wait_for_its_own_pool_even_through_a_submitter() {
+    static POOL: std::sync::OnceLock<TaskPool<u32, u32>> = std::sync::OnceLock::new();
+    let pool = TaskPool::builder()
+        .task_worker_num(1)
+        .on_task(|_cx, depth| {
+            if depth == 0 {
+                return Ok(0);
+            }
+            let mut submitter = POOL.get().unwrap().submitter();
+            let refused = submitter.task_wait(0, Duration::MAX);
+            assert!(matches!(refused, Err(WaitError::NotAccepted(TaskError::InTask))), "{refused:?}");
+            let refused = submitter.task_wait_multi(vec![0, 0], Duration::MAX);
+            assert!(matches!(refused[..], [Err(WaitError::NotAccepted(_)), Err(WaitError::NotAccepted(_))]));
+            submitter.task(0)?;
+            assert_eq!(submitter.run_finished_for(Duration::MAX), 0);
+            Ok(1)
+        })
+        .build()
+        .unwrap();
+    let pool = POOL.get_or_init(|| pool);
+    let mut submitter = pool.submitter();
+    assert_eq!(submitter.task_wait(1, PATIENCE).unwrap(), 1);
+}
+
+#[test]
 fn dropping_the_pool_drains_it() {
     let (sender, ran) = events();
     let pool = TaskPool::builder()
@@ -1257,7 +1380,7 @@ fn the_oldest_queued_task_is_seen_and_looking_changes_no_order() {
 fn a_million_queued_tasks_hold_no_more_than_200_bytes_each_beside_their_payload() {
     const TASKS: usize = 1_000_000;
     if let Some(child) = in_child!() {
-        common::succeeds(child);
+        succeeds(child);
         return;
     }
     let gate = Gate::default();
@@ -1273,11 +1396,11 @@ fn a_million_queued_tasks_hold_no_more_than_200_bytes_each_beside_their_payload(
         .build()
         .unwrap();
     let mut submitter = pool.submitter();
-    let before = common::resident_bytes();
+    let before = resident_bytes();
     for number in 0..TASKS {
         submitter.task(number as u64).unwrap();
     }
-    let each = (common::resident_bytes() - before) / TASKS;
+    let each = (resident_bytes() - before) / TASKS;
     assert!(each <= 200 + size_of::<u64>(), "{each} bytes");
     println!("{each} bytes each");
     gate.open();
@@ -1342,7 +1465,7 @@ fn payloads_and_results_that_panic_when_dropped_cost_no_task_its_outcome() {
 #[test]
 fn a_gap_of_one_way_tasks_takes_no_memory() {
     if let Some(child) = in_child!() {
-        common::succeeds(child);
+        succeeds(child);
         return;
     }
     let gate = Gate::default();
@@ -1362,13 +1485,13 @@ fn a_gap_of_one_way_tasks_takes_no_memory() {
     };
     oneway(&mut submitter, 1000);
     eventually("all but one have run", || pool.stats().pending == 1);
-    let before = common::resident_bytes();
+    let before = resident_bytes();
     for _ in 0..100 {
         oneway(&mut submitter, 20_000);
         eventually("all but one have run", || pool.stats().pending == 1);
     }
     submitter.task_wait(None, PATIENCE).unwrap();
-    let grown = common::resident_bytes().saturating_sub(before);
+    let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 20 << 20, "{grown} bytes for two million one-way tasks");
     gate.open();
     finish_all(&mut submitter);

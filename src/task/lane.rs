@@ -110,6 +110,22 @@ mod tests {
     }
 
     #[test]
+    fn looking_at_an_empty_lane_counts_nothing() {
+        let lane: Lane<u32> = Lane::new();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    assert_eq!(lane.peek(|n| *n), None);
+                }
+            });
+            let most = (0..100_000).map(|_| lane.len()).max();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(most, Some(0));
+        });
+    }
+
+    #[test]
     fn who_takes_while_others_look_gets_everything_in_order() {
         let lane = Lane::new();
         let done = AtomicBool::new(false);
