@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use backroom::{
-    CloseReason, ConnectionInfo, Framing, Observer, Outcome, OutcomeKind, Priority, Server, TaskError, TaskId,
-    TaskOptions, WaitError,
+    CloseReason, ConnectionInfo, Framing, Later, Observer, Outcome, OutcomeKind, Priority, Retry, Server, TaskError,
+    TaskId, TaskOptions, WaitError,
 };
 use common::{Gate, PATIENCE, events, eventually, run};
 use crossbeam_channel::Sender;
+use parking_lot::Mutex;
 
 #[test]
 fn pipelined_requests_are_answered_in_order_whatever_the_order_of_completion() {
@@ -181,6 +182,56 @@ fn a_connection_that_closes_cancels_its_tasks_if_so_configured() {
         assert_eq!(ran.all_so_far().len(), if cancel { 0 } else { 1 });
         assert_eq!(was_told.all_so_far(), if cancel { vec![true] } else { vec![false; 2] });
     }
+}
+
+#[test]
+fn a_connection_that_closes_cancels_its_tasks_wherever_they_are_but_for_one_way_ones() {
+    const LONG: Duration = Duration::from_secs(86_400);
+    let gate = Gate::default();
+    let slow = gate.clone();
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let takes = Arc::clone(&taken);
+    let server = Server::builder()
+        .task_worker_num(2)
+        .framing(Framing::lines())
+        .cancel_on_close(true)
+        .on_task(move |cx, what: &'static str| match what {
+            "retried" => bail!("again"),
+            "taken" => cx.finish_later(|reply| takes.lock().push(reply)),
+            "submits" => {
+                // One for the other task worker, and two that wait.
+                cx.task("runs")?;
+                cx.task("waits")?;
+                cx.task_oneway("nobody's")?;
+                Ok(slow.pass())
+            }
+            "runs" => Ok(slow.pass()),
+            _ => Ok(()),
+        })
+        .on_receive(|conn, _line| {
+            conn.with(TaskOptions::new().after(LONG)).task("delayed")?;
+            conn.with(TaskOptions::new().retry(Retry::attempts(2).backoff(LONG, LONG))).task("retried")?;
+            conn.task("taken")?;
+            conn.task("submits")?;
+            Ok(())
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("all of it\n");
+    let tasks = || server.handle.stats().tasks;
+    eventually("all are where they should be", || {
+        let tasks = tasks();
+        (tasks.delayed, tasks.to_be_finished_later, tasks.running, tasks.queued) == (2, 1, 2, 2)
+    });
+    client.reset();
+    eventually("it is gone", || server.handle.stats().connections == 0);
+    assert_eq!((tasks().cancelled, tasks().running, tasks().delayed), (5, 0, 0));
+    gate.open();
+    taken.lock().drain(..).for_each(|reply: Later<()>| reply.finish(()));
+    let tasks = server.stop().tasks;
+    assert_eq!((tasks.cancelled, tasks.done, tasks.one_way, tasks.late), (6, 1, 1, 3));
 }
 
 #[test]

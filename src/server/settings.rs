@@ -79,7 +79,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// Whether the tasks of a connection that closes are [cancelled](crate::Connection::cancel), but for those that are
-    /// one-way or were submitted by tasks and repetitions. Default false: they run, and their outcomes are orphaned.
+    /// one-way; those that its tasks and repetitions submitted, when their turn comes to start. Default false: they run,
+    /// and their outcomes are orphaned.
     pub fn cancel_on_close(mut self, cancel: bool) -> Self {
         self.config.connections.cancel_on_close = cancel;
         self

@@ -59,8 +59,10 @@ pub(super) struct ReplyAddress<R> {
     /// A second receiver beside the submitter's own, for the outcomes that come once it is gone.
     receiver: Receiver<Message<R>>,
     gone: AtomicBool,
-    /// Something is in `struck`.
+    /// Something is in `struck`, or all are to be cancelled: look closer at a task that starts.
     any_struck: AtomicBool,
+    /// All that have yet to start are to be cancelled, but for one-way tasks.
+    cancels: AtomicBool,
     /// Tasks whose outcome the submitter has decided while they were queued: whoever takes one out of the queue
     /// throws it away.
     struck: Mutex<HashSet<TaskId>>,
@@ -94,6 +96,7 @@ impl<R> ReplyAddress<R> {
             receiver,
             gone: AtomicBool::new(false),
             any_struck: AtomicBool::new(false),
+            cancels: AtomicBool::new(false),
             struck: Mutex::new(HashSet::new()),
             limits,
             told: Mutex::new(HashSet::new()),
@@ -158,9 +161,24 @@ impl<R> ReplyAddress<R> {
             return false;
         }
         let mut struck = self.struck.lock();
+        self.remove_struck(&mut struck, id)
+    }
+
+    fn remove_struck(&self, struck: &mut HashSet<TaskId>, id: TaskId) -> bool {
         let was_struck = struck.remove(&id);
-        self.any_struck.store(!struck.is_empty(), Ordering::Relaxed);
+        self.any_struck.store(!struck.is_empty() || self.cancels(), Ordering::Relaxed);
         was_struck
+    }
+
+    /// From now on whoever is to start one of its tasks cancels it instead.
+    pub(super) fn cancel_all(&self) {
+        let _struck = self.struck.lock();
+        self.cancels.store(true, Ordering::Relaxed);
+        self.any_struck.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn cancels(&self) -> bool {
+        self.cancels.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_struck(&self, id: TaskId) -> bool {
@@ -249,6 +267,11 @@ pub(super) enum NotTaken {
 }
 
 impl<R> Ticket<R> {
+    /// Whether its submitter has closed and wants no more of it to run.
+    pub(super) fn is_cancelled(&self) -> bool {
+        !self.one_way && self.reply_to.cancels()
+    }
+
     /// Decides the outcome and sends it. Done under the lock where the ticket was found, so that who else looks for
     /// it finds either the ticket there or the outcome with the submitter.
     #[inline]
@@ -285,8 +308,7 @@ impl<R> Ticket<R> {
         let reply_to = Arc::clone(&self.reply_to);
         // The submitter strikes the task out under this lock, and then looks for its outcome.
         let mut struck = reply_to.struck.lock();
-        if struck.remove(&self.id) {
-            reply_to.any_struck.store(!struck.is_empty(), Ordering::Relaxed);
+        if reply_to.remove_struck(&mut struck, self.id) {
             return Err(ended);
         }
         Ok(self.decide(ended, ran, ledger))

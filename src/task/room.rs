@@ -61,10 +61,14 @@ impl<T> TaskOptions<T> {
 }
 
 impl<T, R> Task<T, R> {
+    fn deadline(&self) -> Option<Instant> {
+        self.extra.as_ref()?.deadline
+    }
+
     /// Has the submitter follow the deadline of a task that somebody else submits in its name.
     #[inline]
     fn hand_deadline_over(&self) {
-        let Some(deadline) = self.extra.as_ref().and_then(|extra| extra.deadline) else { return };
+        let Some(deadline) = self.deadline() else { return };
         let Ticket { id, reply_to, one_way, .. } = &self.ticket;
         if id.submitter != reply_to.number && !one_way {
             reply_to.push(Message::Deadline(*id, deadline));
@@ -151,9 +155,9 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         }
         let now = Instant::now();
         let (extra, place) = options.map(|options| options.settle(now)).unwrap_or_default();
-        let has_deadline = extra.as_ref().is_some_and(|extra| extra.deadline.is_some());
         let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&reply_to), one_way };
         let task = Task { job: Job::OnTask(payload), ticket, extra };
+        let has_deadline = task.deadline().is_some();
         let accepted = self.accept(task, place, due, true, ledger);
         if accepted.is_err() && !one_way {
             reply_to.forget_foreign();
@@ -181,9 +185,10 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         }
     }
 
-    /// Has the timer queue a task that was accepted when it is due.
+    /// Has the timer queue a task that was accepted when it is due, or end it at its deadline if that comes first.
     pub(super) fn delay(self: &Arc<Self>, task: Box<Task<T, R>>, place: Place, due: Instant, ledger: &Ledger) {
         let (id, reply_to) = (task.ticket.id, Arc::clone(&task.ticket.reply_to));
+        let due = task.deadline().map_or(due, |deadline| deadline.min(due));
         if let Err(task) = Timer::insert(self, due, task, place) {
             // A shutdown has begun meanwhile.
             return self.end_delayed(*task, ledger);
@@ -194,6 +199,15 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
                 self.end_delayed(*task, ledger);
             }
         }
+    }
+
+    /// The timer has come to a task.
+    pub(super) fn come_due(&self, mut task: Task<T, R>, place: Place, due: Instant, ledger: &Ledger) {
+        if task.deadline().is_some_and(|deadline| deadline <= due) {
+            return self.give_up(task, Outcome::TimedOut, ledger);
+        }
+        task.ticket.queued_at = due;
+        self.queue_up(task, place, ledger);
     }
 
     /// Ends a task that was delayed: as its last attempt has, if there was one.

@@ -198,10 +198,7 @@ fn start<T: Send + 'static, R: Send + 'static>(room: Arc<Room<T, R>>) -> std::io
 fn run<T: Send + 'static, R: Send + 'static>(room: &Arc<Room<T, R>>, ledger: &OpenLedger) {
     while let Some((due, what)) = room.timer.next() {
         match what {
-            Due::Task(mut task, place) => {
-                task.ticket.queued_at = due;
-                room.queue_up(*task, place, ledger);
-            }
+            Due::Task(task, place) => room.come_due(*task, place, due, ledger),
             Due::Repetition(mut repeating) => {
                 if repeating.fire(room, ledger) {
                     // Refused only once the timer has closed, which ends every repetition.

@@ -104,13 +104,13 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             self.room.crew.renews(self.index);
             ledger.serving.set(0);
             self.stop(worker, &left);
-            if matches!(left, Left::ToRenew) {
-                ledger.recycled.add(1);
-            }
             state = match left {
                 Left::ToldToEnd => None,
                 Left::ToRenew | Left::TaskPanicked => self.make_again(&ledger),
             };
+            if matches!(left, Left::ToRenew) && state.is_some() {
+                ledger.recycled.add(1);
+            }
             ledger.serving.set(u64::from(state.is_some()));
             self.room.crew.renewed(self.index);
         }
@@ -185,6 +185,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let look_closer = crew.start(self.index, Started { ticket, worker_index, started, deadline, progress: None });
         let not_to_run = match deadline {
             Some(deadline) if deadline <= started => Some(Outcome::TimedOut),
+            _ if look_closer && crew.is_to_cancel(self.index) => Some(Outcome::Cancelled),
             _ if look_closer && crew.is_expired() => Some(Outcome::Abandoned),
             _ => None,
         };

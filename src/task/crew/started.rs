@@ -86,6 +86,11 @@ impl<R> Crew<R> {
         taken.is_some()
     }
 
+    /// Whether the submitter of the task on this task worker wants no more of its tasks to start.
+    pub(in crate::task) fn is_to_cancel(&self, index: usize) -> bool {
+        matches!(&*self.slots[index].0.lock(), Running::Task(started) if started.ticket.is_cancelled())
+    }
+
     /// The task on this task worker has ended by itself, at this time; or is not to run.
     #[inline]
     pub(in crate::task) fn end(
@@ -127,18 +132,30 @@ impl<R> Crew<R> {
 
     /// Gives up all tasks that have started.
     pub(in crate::task) fn abandon_started(&self, ledger: &Ledger) {
-        let abandon = |started: Started<R>| {
+        self.end_started(|_| true, || Outcome::Abandoned, ledger);
+    }
+
+    /// Cancels the tasks of a submitter that have started.
+    pub(in crate::task) fn cancel_started(&self, of: &Arc<ReplyAddress<R>>, ledger: &Ledger) {
+        let is_its = |ticket: &Ticket<R>| !ticket.one_way && Arc::ptr_eq(&ticket.reply_to, of);
+        self.end_started(is_its, || Outcome::Cancelled, ledger);
+    }
+
+    fn end_started(&self, which: impl Fn(&Ticket<R>) -> bool, how: impl Fn() -> Outcome<R>, ledger: &Ledger) {
+        let end = |started: Started<R>| {
             let ran = Some((started.worker_index, started.run(Instant::now())));
-            started.ticket.decide_unless_struck(Ended::Task(Outcome::Abandoned), ran, ledger).ok()
+            started.ticket.decide_unless_struck(Ended::Task(how()), ran, ledger).ok()
         };
         for slot in &self.slots {
-            if let Some(Some(decided)) = slot.claim_and(|_| true, abandon) {
+            if let Some(Some(decided)) = slot.claim_and(&which, end) {
                 self.announce(decided, ledger);
             }
         }
         let decided: Vec<_> = {
             let mut later = self.later.lock();
-            later.tasks.drain().filter_map(|(_, started)| abandon(started)).collect()
+            let ids: Vec<TaskId> =
+                later.tasks.iter().filter(|(_, started)| which(&started.ticket)).map(|(id, _)| *id).collect();
+            ids.iter().filter_map(|id| end(later.tasks.remove(id)?)).collect()
         };
         for decided in decided {
             self.announce(decided, ledger);

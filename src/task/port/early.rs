@@ -128,6 +128,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             for sequence in self.flights.sequences() {
                 self.decide(self.id(sequence), Outcome::Cancelled);
             }
+            // Those that others submitted in its name: each has started, or will see this when it starts.
+            self.address.cancel_all();
+            fence(Ordering::SeqCst);
+            self.room.crew.cancel_started(&self.address, &self.ledger);
         }
     }
 }
