@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use backroom::{
-    CloseReason, ConnectionInfo, Framing, Later, Observer, Outcome, OutcomeKind, Priority, Retry, Server, TaskError,
-    TaskId, TaskOptions, WaitError,
+    CloseReason, ConnectionInfo, Framing, Later, NotFinished, Observer, Outcome, OutcomeKind, Priority, Retry, Server,
+    TaskError, TaskId, TaskOptions, WaitError,
 };
 use common::{Gate, PATIENCE, events, eventually, run};
 use crossbeam_channel::Sender;
@@ -603,4 +603,125 @@ fn an_observer_that_panics_harms_nobody() {
     assert_eq!([client.ask("a"), client.ask("b")], ["done", "done"]);
     drop(client);
     assert_eq!(server.stop().tasks.done, 2);
+}
+
+#[test]
+fn results_for_a_client_that_does_not_read_are_refused_and_those_that_were_taken_arrive() {
+    const RESULTS: usize = 20_000;
+    const MAX_RESULTS: usize = 8;
+    const SIZE: usize = 16 * 1024;
+    if let Some(child) = in_child!() {
+        common::succeeds(child);
+        return;
+    }
+    let (sender, ended) = events();
+    let delivered = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&delivered);
+    let server = Server::builder()
+        .task_worker_num(1)
+        .framing(Framing::lines())
+        .max_results(MAX_RESULTS)
+        .on_receive(|conn, line| {
+            conn.task(line == b"many")?;
+            Ok(())
+        })
+        .on_task(move |cx, many| {
+            if many {
+                let mut taken = Vec::new();
+                for number in 0..RESULTS {
+                    match cx.finish(format!("{number:<SIZE$}")) {
+                        Ok(()) => taken.push(number),
+                        Err(error) => {
+                            assert_eq!(error.reason(), NotFinished::TooMany);
+                            assert!(error.into_result().starts_with(&number.to_string()), "it is handed back");
+                        }
+                    }
+                }
+                sender.send(taken)?;
+            }
+            Ok("last".to_owned())
+        })
+        .on_finish(move |conn, done| {
+            counting.fetch_add(usize::from(!done.is_last()), Ordering::Relaxed);
+            Ok(conn.send(format!("{}\n", done.into_result()?))?)
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    let mut other = server.client();
+    assert_eq!(other.ask("one"), "last");
+    // Once it has read, there is room again.
+    for round in 1..=2 {
+        let (before, delivered_before) = (common::resident_bytes(), delivered.load(Ordering::Relaxed));
+        client.send("many\n");
+        // The task has gone on to its end, though nobody reads.
+        let taken = ended.next();
+        let grown = common::resident_bytes().saturating_sub(before);
+        assert_eq!(other.ask("one"), "last", "and its task worker serves others");
+        // All together were 320 MiB. What is taken fills the outbox, and what the kernel holds.
+        assert!(grown < 8 << 20, "{grown} bytes in round {round}");
+        assert!(taken.len() >= 2 * MAX_RESULTS && taken.len() < RESULTS / 4, "{} were taken", taken.len());
+        let waiting = taken.len() - (delivered.load(Ordering::Relaxed) - delivered_before);
+        assert!(waiting <= MAX_RESULTS, "{waiting} wait to be delivered");
+
+        for number in taken {
+            assert_eq!(client.line().trim_end(), number.to_string());
+        }
+        assert_eq!(client.line(), "last");
+    }
+    drop((client, other));
+    let tasks = server.stop().tasks;
+    assert_eq!((tasks.done, tasks.finish_errors, tasks.delivered), (5, 0, 5));
+}
+
+#[test]
+fn pipelined_requests_that_are_cancelled_or_time_out_are_answered_at_their_place() {
+    let gate = Gate::default();
+    let slow = gate.clone();
+    let server = Server::builder()
+        .task_worker_num(1)
+        .framing(Framing::lines())
+        .results_in_order(true)
+        .session(|_| None::<TaskId>)
+        .on_receive(|conn, line| {
+            if line == b"cancel" {
+                let id = conn.session().unwrap();
+                let cancelled = conn.cancel(id);
+                return Ok(conn.send(format!("{cancelled}\n"))?);
+            }
+            let options = match line {
+                b"urgent" => TaskOptions::new().deadline(Duration::from_millis(200)),
+                _ => TaskOptions::new(),
+            };
+            let name = String::from_utf8(line.to_vec())?;
+            let finish_name = name.clone();
+            let id = conn.with(options).task_then(name, move |conn, done| {
+                Ok(conn.send(format!("{finish_name} {:?}\n", done.outcome().kind()))?)
+            })?;
+            if line == b"unwanted" {
+                *conn.session_mut() = Some(id);
+            }
+            Ok(())
+        })
+        .on_task(move |_, name: String| {
+            Ok(if name == "first" {
+                slow.pass()
+            })
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("first\nunwanted\nsecond\nurgent\nlast\n");
+    assert_eq!(client.ask("cancel"), "true");
+    eventually("one has timed out", || server.handle.stats().tasks.timed_out == 1);
+    let tasks = server.handle.stats().tasks;
+    assert_eq!((tasks.cancelled, tasks.delivered), (1, 0), "the first holds all others back");
+    gate.open();
+    for answer in ["first Done", "unwanted Cancelled", "second Done", "urgent TimedOut", "last Done"] {
+        assert_eq!(client.line(), answer);
+    }
+    drop(client);
+    assert_eq!(server.stop().tasks.delivered, 5);
 }
