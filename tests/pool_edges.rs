@@ -202,7 +202,7 @@ fn a_task_that_is_cancelled_and_one_that_times_out_keep_their_places_in_the_orde
         let start = Instant::now();
         while pool.stats().timed_out == 0 {
             assert!(start.elapsed() < PATIENCE);
-            submitter.run_finished_for(PATIENCE);
+            submitter.run_finished_for(SOON);
         }
         assert_eq!(pool.stats().cancelled, 1);
         assert_eq!((submitter.run_finished(), order.borrow().len()), (0, 0), "the first holds all others back");
@@ -501,7 +501,7 @@ fn a_state_that_cannot_be_renewed_is_tried_for_while_the_others_serve_and_is_fre
         move |_: &mut Submitter<_, _>, done: Finished<(usize, usize)>| Ok(kept.borrow_mut().push(done.into_result()?));
     submitter.with(TaskOptions::new().worker(0)).task_then((), finish).unwrap();
     for _ in 0..100 {
-        assert_eq!(submitter.task_wait((), PATIENCE).unwrap(), old[1], "the other serves, and waits for its turn");
+        assert_eq!(submitter.task_wait((), PATIENCE).unwrap().0, 1, "the other serves");
     }
     failures.next();
     submitter.run_finished();
@@ -509,9 +509,11 @@ fn a_state_that_cannot_be_renewed_is_tried_for_while_the_others_serve_and_is_fre
 
     is_down.store(false, Ordering::Relaxed);
     finish_until(&mut submitter, &own, 1);
-    assert_eq!(*own.borrow(), [(0, 2)], "a fresh state");
-    eventually("the other has had its turn", || pool.stats().recycled == 2);
-    assert_eq!(submitter.with(TaskOptions::new().worker(1)).task_wait((), PATIENCE).unwrap(), (1, 3));
+    eventually("both have had their turn", || pool.stats().recycled == 2);
+    let other = submitter.with(TaskOptions::new().worker(1)).task_wait((), PATIENCE).unwrap();
+    let mut fresh = [own.borrow()[0], other];
+    fresh.sort_by_key(|state| state.1);
+    assert_eq!([fresh[0].1, fresh[1].1], [2, 3], "fresh states: {fresh:?}");
     let tasks = pool.shutdown(PATIENCE).tasks;
     assert_eq!(tasks.state_failures, 2 + failures.all_so_far().len() as u64);
     assert_eq!((tasks.recycled, tasks.done, tasks.abandoned), (2, 104, 0));
