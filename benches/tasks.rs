@@ -290,7 +290,8 @@ fn with_options(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A round trip that is waited for: one after the other, so that nobody sleeps, and with all threads asleep before each.
+/// A round trip that is waited for: one after the other, so that nobody sleeps, and with all threads asleep before
+/// each.
 fn waits(criterion: &mut Criterion) {
     let mut backroom = Backroom::start(1, Form::OnFinish);
     let mut pair = RawPair::start(1, 0);

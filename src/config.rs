@@ -82,7 +82,7 @@ impl Default for ConnectionConfig {
 pub enum WhenQueueFull {
     /// The task is accepted, and its connection's socket is not read again until the queue has drained to
     /// half: whoever floods is slowed down by TCP. A connection that submits nothing is read all the same. The
-    /// default. Only connections that submit and go, again and again, are refused in the end: see
+    /// default. Callbacks that submit many, and connections that submit and go, are refused in the end: see
     /// [`queue_capacity`](crate::ServerBuilder::queue_capacity).
     #[default]
     Defer,

@@ -97,9 +97,9 @@
 //! # How a task ends
 //!
 //! Every accepted task has exactly one [`Outcome`]: it returned a result or an error, it panicked, its deadline came
-//! first, it was cancelled, or a shutdown gave it up. The outcome reaches the finish closure as a [`Finished`]; where
-//! the connection is gone by then, it is counted as orphaned. A task may bring
-//! [a finish closure of its own](Connection::task_then), which stays on the connection's thread and may hold what is not
+//! first, it was cancelled, or a shutdown gave it up. Unless the task is one-way, the outcome reaches the finish
+//! closure as a [`Finished`]; where the connection is gone by then, it is counted as orphaned. A task may bring [a
+//! finish closure of its own](Connection::task_then), which stays on the connection's thread and may hold what is not
 //! `Send`. What comes after the outcome is decided, such as the result of a task that was cancelled while it ran, is
 //! counted as late and is nothing else.
 //!
@@ -126,8 +126,9 @@
 //!
 //! [`TaskOptions`] say which task worker runs a task, with what priority, until when, how much later, and how often it
 //! is tried. [`with`](Connection::with) takes them before any way of submitting. A running task sees them as
-//! [`attempt`](TaskInfo::attempt) and [`expired`](TaskInfo::expired), and learns from [`cancelled`](TaskInfo::cancelled)
-//! that nobody waits for it any more, because of a [`cancel`](Connection::cancel), say.
+//! [`attempt`](TaskInfo::attempt) and [`expired`](TaskInfo::expired), and learns from
+//! [`cancelled`](TaskInfo::cancelled) that nobody waits for it any more, because of a [`cancel`](Connection::cancel),
+//! say.
 //!
 //! A task can give [results before its last](TaskInfo::finish), say [how far it has come](TaskInfo::progress), submit
 //! [further tasks](TaskInfo::task), and [give its reply away](TaskInfo::finish_later) to whatever will know the result.
@@ -155,10 +156,10 @@
 //! # Shutdown
 //!
 //! [`ServerHandle::shutdown`] begins it, from any thread and any callback: accept no more, read no more, finish what is
-//! in flight, deliver the outcomes, flush, close. [`Server::run`] then returns a [`ShutdownReport`]. What is not done by
-//! the deadline is abandoned, and the report says how much; a thread cannot be killed, so a task that never returns
-//! keeps its thread. The library installs no signal handler; `examples/task_server.rs` shows how a program connects its
-//! own.
+//! in flight, deliver the outcomes, flush, close; what is delayed is cancelled. [`Server::run`] then returns a
+//! [`ShutdownReport`]. What is not done by the deadline is abandoned, and the report says how much; a thread cannot be
+//! killed, so a task that never returns keeps its thread. The library installs no signal handler;
+//! `examples/task_server.rs` shows how a program connects its own.
 //!
 //! # What goes on inside
 //!
@@ -168,9 +169,9 @@
 //!
 //! # Panics
 //!
-//! A panic in `on_task` is an outcome, and its task worker goes on with a fresh state. A panic in a connection's callback
-//! closes that connection. Both need `panic = "unwind"`, the default; with `panic = "abort"` any of them ends the
-//! process.
+//! A panic in `on_task` is an outcome, and its task worker goes on with a fresh state. A panic in a connection's
+//! callback closes that connection. Both need `panic = "unwind"`, the default; with `panic = "abort"` any of them ends
+//! the process.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

@@ -364,7 +364,8 @@ fn a_client_that_never_reads_costs_no_more_memory_than_its_limits_say() {
         let before = resident();
         let mut deaf = TcpStream::connect(server.addr()).unwrap();
         deaf.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-        // Until the server reads no more. A million lines are more than the kernel holds, and would be 16 GiB of answers.
+        // Until the server reads no more. A million lines are more than the kernel holds, and would be 16 GiB of
+        // answers.
         let line = [[b'x'; 99].as_slice(), b"\n"].concat();
         let sent = (0..1_000_000).take_while(|_| std::io::Write::write_all(&mut deaf, &line).is_ok()).count();
         assert!(sent < 1_000_000);

@@ -51,7 +51,8 @@ impl Error for BuildError {
 
 /// Why a task was not accepted.
 ///
-/// The payload is lost with it; [`try_task`](crate::Link::try_task), `task_within` and the calls of a task hand it back.
+/// The payload is lost with it; [`try_task`](crate::Link::try_task), `task_within` and the calls of a task hand it
+/// back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TaskError {

@@ -93,8 +93,8 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
         builder
     }
 
-    /// Runs for the outcome of each task that was not given a finish closure of its own, when its submitter calls
-    /// [`run_finished`](Submitter::run_finished). An error is logged and counted.
+    /// Runs for the outcome, and for each result before it, of each task that was not given a finish closure of its
+    /// own, when its submitter calls [`run_finished`](Submitter::run_finished). An error is logged and counted.
     pub fn on_finish<F>(self, callback: F) -> TaskPoolBuilder<T, R, W, stage::Callbacks>
     where
         F: Fn(&mut Submitter<T, R>, Finished<R>) -> anyhow::Result<()> + Send + Sync + 'static,
@@ -104,8 +104,8 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
         builder
     }
 
-    /// Runs when a task has said [how far it has come](crate::TaskInfo::progress), with the latest of what it said, when
-    /// its submitter calls [`run_finished`](Submitter::run_finished). An error is logged and counted.
+    /// Runs when a task has said [how far it has come](crate::TaskInfo::progress), with the latest of what it said,
+    /// when its submitter calls [`run_finished`](Submitter::run_finished). An error is logged and counted.
     ///
     /// ```
     /// use std::sync::atomic::{AtomicU64, Ordering};
@@ -149,7 +149,7 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
         builder
     }
 
-    /// Is given the state of a task worker when that gives it up. As
+    /// Is given the state of a task worker when that gives it up. Set it after `task_worker`, which drops it. As
     /// [`ServerBuilder::task_worker_stop`](crate::ServerBuilder::task_worker_stop).
     pub fn task_worker_stop(mut self, stop: impl Fn(usize, W) + Send + Sync + 'static) -> Self {
         self.task_worker.stop = Some(Box::new(stop));
@@ -165,7 +165,7 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
 
 /// The settings. Each replaces an earlier call of the same setter; `build` checks them all.
 impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, Stage> {
-    /// How many threads run `on_task`. At least 1; default 4.
+    /// How many threads run `on_task`. From 1 to 10,000; default 4.
     pub fn task_worker_num(mut self, threads: usize) -> Self {
         self.settings.tasks.task_worker_num = threads;
         self
@@ -184,14 +184,15 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
         self
     }
 
-    /// Up to so many more, at random. Default: half of `task_max_request`.
+    /// Up to so many tasks more, at random; 0 makes it exact. Default: half of `task_max_request`.
     pub fn task_max_request_grace(mut self, tasks: u64) -> Self {
         self.settings.tasks.task_max_request_grace = Some(tasks);
         self
     }
 
     /// How many tasks may wait for a task worker, those of all submitters together; beyond it tasks are refused, and
-    /// [`task_within`](Submitter::task_within) waits. At least 1; default 10,000.
+    /// [`task_within`](Submitter::task_within) waits. Refused too above half of it while a `task_within` waits. With
+    /// more than 64 submitters, each may exceed it by up to 15. At least 1; default 10,000.
     pub fn queue_capacity(mut self, tasks: usize) -> Self {
         self.settings.tasks.queue_capacity = tasks;
         self
@@ -199,14 +200,15 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
 
     /// How many tasks of one submitter may have an outcome that was not delivered yet, before `try_task` and
     /// `task_within` refuse; the others do at four times as many. It bounds the memory of a thread that does not come
-    /// to its [`run_finished`](Submitter::run_finished). At least 1; default 100,000.
+    /// to its [`run_finished`](Submitter::run_finished). Tasks that are waited for, one-way or delayed take no place.
+    /// At least 1; default 100,000.
     pub fn max_tasks_in_flight(mut self, tasks: usize) -> Self {
         self.settings.tasks.max_tasks_in_flight = tasks;
         self
     }
 
     /// How many results other than outcomes may wait for one submitter; beyond it
-    /// [`finish`](crate::TaskInfo::finish) refuses. Default 1,024.
+    /// [`finish`](crate::TaskInfo::finish) refuses, and at 0 always. Default 1,024.
     pub fn max_results(mut self, results: usize) -> Self {
         self.settings.tasks.max_results = results;
         self
@@ -253,7 +255,8 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
         self
     }
 
-    /// How long dropping the pool waits for its tasks. Default 10 s.
+    /// How long dropping the pool waits for its tasks; then they are abandoned, which takes up to 250 ms more. Default
+    /// 10 s.
     pub fn drain_timeout(mut self, time: Duration) -> Self {
         self.settings.drain_timeout = time;
         self
@@ -261,7 +264,8 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
 }
 
 impl<T: Send + 'static, R: Send + 'static, W: 'static, Stage> TaskPoolBuilder<T, R, W, Stage> {
-    /// Starts the task workers. Blocks until each has made its state.
+    /// Starts the task workers. Blocks until each has made its state. An error where a setting cannot work, `on_task`
+    /// is missing, the threads cannot be started, or a state cannot be made.
     pub fn build(self) -> Result<TaskPool<T, R>, BuildError> {
         self.settings.tasks.check().map_err(|Unworkable { field, problem }| BuildError::Config { field, problem })?;
         let on_task = self.on_task.ok_or(BuildError::Missing("on_task"))?;

@@ -78,7 +78,8 @@ struct Shared<T: Send + 'static, R: Send + 'static> {
 pub struct PoolReport {
     /// The books of the tasks. Nothing was lost if `tasks.abandoned` is 0.
     pub tasks: TaskStats,
-    /// Task workers whose thread still runs an abandoned task. Rust cannot kill a thread.
+    /// Task workers whose thread has not ended: it runs an abandoned task, or makes or gives up its state. Rust cannot
+    /// kill a thread.
     pub task_workers_running: usize,
 }
 
@@ -116,7 +117,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
         Submitter::new(self.pool.port(Arc::new(OnTheChannel), self.port_config), Arc::clone(&self.shared))
     }
 
-    /// What the pool has done and is doing.
+    /// What the pool has done and is doing. Takes time in proportion to the task workers and submitters.
     pub fn stats(&self) -> TaskStats {
         self.pool.stats()
     }
@@ -126,7 +127,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
         self.pool.times()
     }
 
-    /// Has all task workers renew their state, one at a time. As
+    /// Has all task workers renew their state, one at a time. Never blocks. As
     /// [`ServerHandle::recycle`](crate::ServerHandle::recycle).
     pub fn recycle(&self) {
         self.pool.recycle();

@@ -45,8 +45,8 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
         self.port.in_flight()
     }
 
-    /// Runs the finish closures, and `on_progress`, for what has come, and returns how many things came, those without a
-    /// closure included. Does not block, and takes no more than there was to be heard of when it began. Called in a
+    /// Runs the finish closures, and `on_progress`, for what has come, and returns how many things came, those without
+    /// a closure included. Does not block, and takes no more than there was to be heard of when it began. Called in a
     /// finish closure, it does nothing.
     pub fn run_finished(&mut self) -> usize {
         if std::mem::replace(&mut self.is_running, true) {
@@ -75,8 +75,8 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     }
 
     /// Waits until something comes, but no longer than `timeout`, and does what [`run_finished`](Self::run_finished)
-    /// does. 0 only after `timeout`, or where it does not wait: in a finish closure, and in a task of the same pool. With
-    /// nothing in flight it waits as well, for a [repetition](Self::task_every), say.
+    /// does. 0 only after `timeout`, or where it does not wait: in a finish closure, and in a task of the same pool.
+    /// With nothing in flight it waits as well, for a [repetition](Self::task_every), say.
     pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
         let mut run = self.run_finished();
         if run > 0 || self.is_running || !self.port.may_wait() {
@@ -106,7 +106,8 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     }
 
     /// Hands a task to the task workers and returns its id at once. Its outcome comes to `on_finish`. Never blocks:
-    /// refused at `queue_capacity`, at four times `max_tasks_in_flight`, and once the pool shuts down.
+    /// refused at `queue_capacity`, above half of it while a `task_within` waits, at four times `max_tasks_in_flight`,
+    /// and once the pool shuts down.
     pub fn task(&mut self, data: T) -> Result<TaskId, TaskError> {
         self.plain().task(data)
     }
@@ -138,8 +139,9 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
         self.plain().try_task(data)
     }
 
-    /// A [`try_task`](Self::try_task) that waits up to `timeout` for room in the queue. No finish closure runs
-    /// meanwhile.
+    /// A [`try_task`](Self::try_task) that, where the queue is full, waits up to `timeout` for it to be at most half
+    /// full; then [`QueueFull`](TaskError::QueueFull). At `max_tasks_in_flight`, at a shutdown, and in a task of the
+    /// same pool it is refused at once. No finish closure runs meanwhile.
     ///
     /// ```
     /// use std::time::Duration;
@@ -184,7 +186,7 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     }
 
     /// Submits tasks and blocks until all have ended, or for `timeout` in all. The results are in the order of the
-    /// tasks, one for each. Swoole's `taskWaitMulti`.
+    /// tasks, one for each. Nothing else of this submitter happens meanwhile. Swoole's `taskWaitMulti`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -273,8 +275,8 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
         self.port.cancel(task)
     }
 
-    /// How far a task has come, if it is running and has [said so](crate::TaskInfo::progress). To be told of it, see
-    /// [`on_progress`](crate::TaskPoolBuilder::on_progress).
+    /// How far a task has come, if it has started, has no outcome yet, and has [said so](crate::TaskInfo::progress). To
+    /// be told of it, see [`on_progress`](crate::TaskPoolBuilder::on_progress).
     pub fn progress(&self, task: TaskId) -> Option<Progress> {
         self.port.progress(task)
     }

@@ -117,7 +117,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// Is given the state of a task worker when that gives it up: at the end, or to renew it; not after a panic, which
-    /// may have left it half changed. Runs on the thread that owns the state. Swoole's `WorkerStop`, for task workers.
+    /// may have left it half changed. Runs on the thread that owns the state. Set it after `task_worker`, which drops
+    /// it. Swoole's `WorkerStop`, for task workers.
     pub fn task_worker_stop(mut self, stop: impl Fn(usize, W) + Send + Sync + 'static) -> Self {
         self.task_worker.stop = Some(Box::new(stop));
         self
@@ -193,8 +194,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         builder
     }
 
-    /// Runs for the outcome of each task that was not given a finish closure of its own, on the worker that
-    /// submitted it. An error is logged and counted. Swoole's `Finish`.
+    /// Runs for the outcome, and for each result before it, of each task that was not given a finish closure of its
+    /// own, on the worker that submitted it. An error is logged and counted. Swoole's `Finish`.
     pub fn on_finish<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
     where
         F: Fn(&mut Connection<T, R, S>, Finished<R>) -> anyhow::Result<()> + Send + Sync + 'static,
@@ -204,8 +205,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         builder
     }
 
-    /// Runs when a task of this connection has said [how far it has come](crate::TaskInfo::progress), with the latest of
-    /// what it said. An error is logged and counted with those of finish closures.
+    /// Runs when a task of this connection has said [how far it has come](crate::TaskInfo::progress), with the latest
+    /// of what it said. An error is logged and counted with those of finish closures.
     pub fn on_progress<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
     where
         F: Fn(&mut Connection<T, R, S>, TaskId, Progress) -> anyhow::Result<()> + Send + Sync + 'static,
@@ -237,7 +238,9 @@ where
     /// Listens on `address` and starts the task workers. Blocks until each of these has made its state. Clients
     /// can connect from here on; they are served once [`Server::run`] is called.
     ///
-    /// Where a name has several addresses, the first that can be listened on is taken.
+    /// Where a name has several addresses, the first that can be listened on is taken. An error where a setting cannot
+    /// work, `on_receive` or `on_task` is missing, none of the addresses can be listened on, or the task workers cannot
+    /// be started.
     pub fn bind(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<Server, BindError> {
         self.config.check()?;
         let on_receive = self.on_receive.ok_or(BindError::Missing("on_receive"))?;

@@ -62,8 +62,8 @@ impl<T, R, S> Connection<T, R, S> {
 
     /// Sends `bytes` to the client; they are taken all or not at all. Never blocks: they are written when the
     /// callback has returned, with what else was sent in the same batch, or before that once 64 KiB have gathered.
-    /// An error where the connection is closed or closing, where `max_outbox` bytes already wait that the client does
-    /// not take, and where these are more than that.
+    /// An error where the connection is closed or closing, where these do not fit into `max_outbox` beside what the
+    /// client has not taken, and where they are more than that alone.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
         self.link.send(bytes)
     }
@@ -108,8 +108,8 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
     ///
     /// Never blocks. At `queue_capacity` it does what
     /// [`when_queue_full`](crate::ServerBuilder::when_queue_full) says; it refuses when the server shuts down,
-    /// and far beyond `max_tasks_in_flight`. In `on_close` a task is still accepted, and its outcome counted
-    /// as orphaned.
+    /// and far beyond `max_tasks_in_flight`. In `on_close` a task is still accepted, unless the server shuts
+    /// down, and its outcome counted as orphaned.
     pub fn task(&mut self, data: T) -> Result<TaskId, TaskError> {
         self.link.task(data)
     }
@@ -247,9 +247,10 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
     /// deadline as well. Swoole's `taskwait`, there with half a second.
     ///
     /// What was sent to the client is written before, as far as it takes it. Nothing of this connection happens
-    /// meanwhile: what comes is put aside and delivered after. The task takes no place among `max_tasks_in_flight`,
-    /// and none in [the order of results](crate::ServerBuilder::results_in_order), so a finish closure may wait too.
-    /// What comes after the time is discarded and counted as late. A shutdown's deadline ends the wait.
+    /// meanwhile: what comes is put aside and delivered after. The task takes no place among `max_tasks_in_flight`, and
+    /// none in [the order of results](crate::ServerBuilder::results_in_order), so a finish closure may wait too. What
+    /// comes after the time is discarded and counted as late. A shutdown's deadline ends the wait. At a `timeout` of
+    /// zero the task times out; `Duration::MAX` is no limit.
     ///
     /// ```
     /// use std::time::Duration;
@@ -281,14 +282,16 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
         self.link.plain().task_wait_multi(data, timeout)
     }
 
-    /// Submits a task once every `period`, the first after one period, until the [`Repetition`] is stopped or the
-    /// connection closes; each has a payload that `make` makes, on the timer's thread, so it should be quick. Outcomes
-    /// come to `on_finish`.
+    /// Submits a task once every `period`, the first after one period, until the [`Repetition`] is stopped, the
+    /// connection closes or a shutdown begins; each has a payload that `make` makes, on the timer's thread, so it
+    /// should be quick. Outcomes come to `on_finish`.
     ///
-    /// A firing is left out while as many tasks wait as `queue_capacity` allows, and while this connection has four
-    /// times `max_tasks_in_flight` of such outcomes to hear of. A period below 1 ms is taken for 1 ms. If `make` panics,
-    /// that is the end of it. The ids are [the repetition's own](Repetition::number). An error where the timer's thread
-    /// cannot be started, and during a shutdown. [`Submitter::task_every`](crate::Submitter::task_every) has an example.
+    /// A firing is left out while as many tasks wait as `queue_capacity` allows, or half as many and others wait for
+    /// room, and while this connection has four times `max_tasks_in_flight` of such outcomes to hear of; firings that
+    /// were missed are left out too. A period below 1 ms is taken for 1 ms. If `make` panics, that is the end of it.
+    /// The ids are [the repetition's own](Repetition::number). An error at four times `max_tasks_in_flight`
+    /// repetitions, where the timer's thread cannot be started, and during a shutdown.
+    /// [`Submitter::task_every`](crate::Submitter::task_every) has an example.
     pub fn task_every<F>(&mut self, period: Duration, make: F) -> Result<Repetition, TaskError>
     where
         F: FnMut() -> T + Send + 'static,
@@ -306,8 +309,8 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
         self.link.cancel(task)
     }
 
-    /// How far a task has come, if it is running and has [said so](crate::TaskInfo::progress). To be told of it, see
-    /// [`on_progress`](crate::ServerBuilder::on_progress).
+    /// How far a task has come, if it has started, has no outcome yet, and has [said so](crate::TaskInfo::progress). To
+    /// be told of it, see [`on_progress`](crate::ServerBuilder::on_progress).
     pub fn progress(&self, task: TaskId) -> Option<Progress> {
         self.link.progress(task)
     }

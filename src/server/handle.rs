@@ -113,8 +113,9 @@ pub struct ServerHandle {
 }
 
 impl ServerHandle {
-    /// Begins to shut the server down, and returns at once: accept no more, read no more, finish the tasks in
-    /// flight, deliver their outcomes, flush, close. What is unfinished `deadline` from now is abandoned.
+    /// Begins to shut the server down, and returns at once: accept no more, read no more, finish the tasks in flight,
+    /// deliver their outcomes, flush, close. What is delayed is cancelled, and repetitions end. What is unfinished
+    /// `deadline` from now is abandoned.
     ///
     /// May be called anywhere, callbacks included, and again: the earliest deadline holds. As soon as a connection's
     /// worker knows of it, which is before its next outcome or batch of frames, `task` refuses there with
@@ -154,9 +155,10 @@ impl ServerHandle {
         self.core.back_room()?.times()
     }
 
-    /// Has all task workers renew their state, each between two tasks and never two at the same time; no task is lost.
+    /// Has all task workers renew their state, each between two tasks and only one at a time, beside those that do so
+    /// after a panic or `task_max_request`; no task is lost.
     /// One that is busy for long comes later and holds up no other; one whose state cannot be made again keeps the turn
-    /// until it can. Returns at once. Swoole's `reload` of task workers.
+    /// until it can. May be called again meanwhile. Returns at once. Swoole's `reload` of task workers.
     ///
     /// ```
     /// use std::sync::atomic::{AtomicUsize, Ordering};
@@ -222,7 +224,7 @@ impl fmt::Debug for ServerHandle {
 
 /// In a server, where the task came from.
 impl<T, R> TaskInfo<T, R, ServerHandle> {
-    /// The connection that submitted the task. It may be closed by now.
+    /// The connection that is to hear of the task. It may be closed by now.
     pub fn connection_id(&self) -> ConnectionId {
         ConnectionId(self.submitter())
     }

@@ -15,7 +15,8 @@ use crate::stats::TaskStats;
 pub struct ShutdownReport {
     /// The books of the tasks. Nothing was lost if `tasks.abandoned` is 0.
     pub tasks: TaskStats,
-    /// Task workers whose thread still runs an abandoned task. Rust cannot kill a thread.
+    /// Task workers whose thread has not ended: it runs an abandoned task, or makes or gives up its state. Rust cannot
+    /// kill a thread.
     pub task_workers_running: usize,
     /// Workers whose thread is still inside a callback.
     pub workers_running: usize,

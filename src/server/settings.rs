@@ -8,7 +8,7 @@ use crate::net::Framing;
 
 /// The settings. Each replaces an earlier call of the same setter; `bind` checks them all.
 impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
-    /// How many threads run `on_task`. At least 1; default 4. Swoole's `task_worker_num`, where 0 is allowed
+    /// How many threads run `on_task`. From 1 to 10,000; default 4. Swoole's `task_worker_num`, where 0 is allowed
     /// and the default.
     pub fn task_worker_num(mut self, threads: usize) -> Self {
         self.config.tasks.task_worker_num = threads;
@@ -31,7 +31,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// A task worker runs up to so many tasks more than [`task_max_request`](Self::task_max_request), at random, so
-    /// that not all renew their state at once. Default: half of `task_max_request`. Swoole's `task_max_request_grace`.
+    /// that not all renew their state at once. 0 makes it exact; without `task_max_request` it does nothing. Default:
+    /// half of `task_max_request`. Swoole's `task_max_request_grace`.
     pub fn task_max_request_grace(mut self, tasks: u64) -> Self {
         self.config.tasks.task_max_request_grace = Some(tasks);
         self
@@ -40,9 +41,10 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// How many tasks may wait for a task worker, those of all connections together, before
     /// [`when_queue_full`](Self::when_queue_full) decides. At least 1; default 10,000.
     ///
-    /// A bound on reading: what a callback submits beyond it is accepted. At four times as many, and one for each of
-    /// `max_connections`, `task` refuses: that takes connections that submit and go, again and again. Submitters look
-    /// how many wait once in up to 16 tasks, so each may exceed a bound by so many.
+    /// A bound on reading: what `task` submits beyond it is accepted, up to four times as many and one for each of
+    /// `max_connections`; it takes callbacks that submit many, or connections that submit and go, to come to that.
+    /// `try_task`, tasks that submit tasks, and repetitions are refused at it, and above half of it while others wait
+    /// for room. A connection looks how many wait once in up to 16 tasks.
     pub fn queue_capacity(mut self, tasks: usize) -> Self {
         self.config.tasks.queue_capacity = tasks;
         self
@@ -54,8 +56,10 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// How many tasks of one connection may be in flight before its socket is no longer read. At least 1;
-    /// default 64. At four times as many, which takes a callback that submits without end, `task` refuses.
+    /// How many tasks of one connection may be in flight before its socket is no longer read. At least 1; default 64.
+    /// `try_task` refuses at it, and `task` at four times as many, which takes a callback that submits without end.
+    /// Tasks that are delayed, waited for, one-way, or submitted by tasks or repetitions take no place; delayed ones
+    /// count towards the four times.
     pub fn max_tasks_in_flight(mut self, tasks: usize) -> Self {
         self.config.tasks.max_tasks_in_flight = tasks;
         self
@@ -71,7 +75,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// Whether the finish closures of a connection run in the order in which its tasks were submitted, whatever the
     /// order in which they end, as pipelined protocols need it. What ends early is held back, which
     /// [`max_tasks_in_flight`](Self::max_tasks_in_flight) bounds. Tasks that are delayed, waited for, one-way, or
-    /// submitted by tasks or repetitions take no place in that order. Default false.
+    /// submitted by tasks or repetitions take no place in that order. A task that does not end holds back all after it,
+    /// unless it has a deadline. Default false.
     /// [`TaskPoolBuilder::results_in_order`](crate::TaskPoolBuilder::results_in_order) has an example.
     pub fn results_in_order(mut self, in_order: bool) -> Self {
         self.config.connections.results_in_order = in_order;
@@ -79,15 +84,15 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// Whether the tasks of a connection that closes are [cancelled](crate::Connection::cancel), but for those that are
-    /// one-way; those that its tasks and repetitions submitted, when their turn comes to start. Default false: they run,
-    /// and their outcomes are orphaned.
+    /// one-way; those that its tasks and repetitions submitted, when their turn comes to start. Default false: they
+    /// run, and their outcomes are orphaned.
     pub fn cancel_on_close(mut self, cancel: bool) -> Self {
         self.config.connections.cancel_on_close = cancel;
         self
     }
 
     /// Whether histograms are kept of how long tasks wait and run, for
-    /// [`task_times`](crate::ServerHandle::task_times). They take some 50 KiB and 50 ns per task worker and task.
+    /// [`task_times`](crate::ServerHandle::task_times). They take some 80 KiB per task worker, and 50 ns per task.
     /// Default false.
     pub fn task_times(mut self, keep: bool) -> Self {
         self.config.tasks.task_times = keep;
@@ -108,7 +113,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// The stack of a connection's worker thread, in bytes. At least 64 KiB; default 256 KiB, of which only
-    /// what is touched is resident. Every callback but `on_task` runs on it.
+    /// what is touched is resident. Every callback of a connection runs on it.
     pub fn worker_stack_size(mut self, bytes: usize) -> Self {
         self.config.connections.worker_stack_size = bytes;
         self
@@ -140,7 +145,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// `socket_buffer_size`.
     ///
     /// While its outbox is more than half full, a connection is not read, and its outcomes wait: so a finish closure
-    /// can always send as much as half of this.
+    /// can always send as much as half of this, but at a shutdown's deadline.
     pub fn max_outbox(mut self, bytes: usize) -> Self {
         self.config.connections.max_outbox = bytes;
         self

@@ -139,7 +139,8 @@ impl<T, R, O> TaskInfo<T, R, O> {
 
     /// Says how far the task has come. The latest is kept, for the submitter to read by
     /// [`progress`](crate::Connection::progress), and to be told of by
-    /// [`on_progress`](crate::ServerBuilder::on_progress) when it next comes to it.
+    /// [`on_progress`](crate::ServerBuilder::on_progress) when it next comes to it. Never blocks. Does nothing once the
+    /// outcome is decided or the reply taken.
     pub fn progress(&self, done: u64, total: u64) {
         self.room.crew.set_progress(self.worker_index, Progress { done, total }, &self.ledger);
     }
@@ -178,11 +179,11 @@ impl<T, R, O> TaskInfo<T, R, O> {
 
 /// Further tasks. There is no waiting for them here: if all task workers waited, none would be left to run them.
 impl<T: Send + 'static, R: Send + 'static, O> TaskInfo<T, R, O> {
-    /// Submits a further task, whose outcome comes to the `on_finish` of whoever submitted this one. Its id has the
+    /// Submits a further task, whose outcome comes to the `on_finish` of whoever hears of this one. Its id has the
     /// number of this task worker. Never blocks: an error where
     /// [`queue_capacity`](crate::ServerBuilder::queue_capacity) is reached, where that submitter has four times
-    /// `max_tasks_in_flight` of them to hear of, and during a shutdown; it hands the payload back. While others wait for
-    /// room in the queue, it is refused above half the capacity.
+    /// `max_tasks_in_flight` of them to hear of, and during a shutdown; it hands the payload back. While others wait
+    /// for room in the queue, it is refused above half the capacity.
     ///
     /// ```
     /// use std::sync::atomic::{AtomicU32, Ordering};
@@ -220,17 +221,19 @@ impl<T: Send + 'static, R: Send + 'static, O> TaskInfo<T, R, O> {
         self.submit(data, None, false)
     }
 
-    /// The same with options.
+    /// The same with options. Refused as well where there is no such task worker, or the timer's thread cannot be
+    /// started.
     pub fn task_with(&self, options: &TaskOptions<T>, data: T) -> Result<TaskId, TryTaskError<T>> {
         self.submit(data, Some(options), false)
     }
 
-    /// Submits a further task of whose outcome nobody hears; refused like [`task`](Self::task).
+    /// Submits a further task of whose outcome nobody hears; refused like [`task`](Self::task), but for the bound in
+    /// flight.
     pub fn task_oneway(&self, data: T) -> Result<TaskId, TryTaskError<T>> {
         self.submit(data, None, true)
     }
 
-    /// The same with options.
+    /// The same with options, refused like [`task_with`](Self::task_with).
     pub fn task_oneway_with(&self, options: &TaskOptions<T>, data: T) -> Result<TaskId, TryTaskError<T>> {
         self.submit(data, Some(options), true)
     }

@@ -93,18 +93,20 @@ impl<T> TaskOptions<T> {
     /// [`expired`](crate::TaskInfo::expired) says so to it. Default: none.
     ///
     /// The outcome is there at the deadline, even while the task still runs. It is decided by the submitter, when it
-    /// next looks for outcomes; a connection always does. Where nobody will hear of it, since the task is one-way or
-    /// its submitter is gone, it is decided when a task worker comes to the task, or the task returns.
+    /// next looks for outcomes; a connection does so whenever none of its callbacks runs. Where nobody will hear of it,
+    /// since the task is one-way or its submitter is gone, it is decided when a task worker comes to the task, or the
+    /// task returns.
     pub fn deadline(mut self, time: Duration) -> Self {
         self.deadline = Some(time);
         self
     }
 
-    /// Is not queued until so long after its submission, by a clock that only goes forward. Accepted at once, and so
-    /// beyond [`queue_capacity`](crate::ServerBuilder::queue_capacity) when its time has come. A delayed task takes no
-    /// place among `max_tasks_in_flight`, though there may be no more than four times as many of a submitter's tasks in
-    /// all; and no more in the whole pool than four times the `queue_capacity`. A shutdown cancels it. Default: queued
-    /// at once.
+    /// Is not queued until so long after its submission, by a clock that only goes forward. Whether it is accepted is
+    /// decided at once, as for any task; when its time has come it is queued even beyond
+    /// [`queue_capacity`](crate::ServerBuilder::queue_capacity). It takes no place among `max_tasks_in_flight`, though
+    /// there may be no more than four times as many of a submitter's tasks in all; and in the whole pool no more
+    /// delayed ones, with those that wait for another attempt, than four times `queue_capacity` and one for each of
+    /// `max_connections` (64 in a `TaskPool`). A shutdown cancels it. Default: queued at once.
     ///
     /// The first use starts the pool's timer thread.
     pub fn after(mut self, time: Duration) -> Self {
@@ -112,8 +114,9 @@ impl<T> TaskOptions<T> {
         self
     }
 
-    /// Is tried again if it fails. Its payload is cloned before each attempt that may be followed by another. Default:
-    /// one attempt.
+    /// Is tried again if it fails; but not after its deadline, once a shutdown has begun, or while as many tasks as may
+    /// be are [delayed](Self::after). Its payload is cloned before each attempt that may be followed by another.
+    /// Default: one attempt.
     pub fn retry(mut self, retry: Retry) -> Self
     where
         T: Clone,
@@ -139,8 +142,8 @@ impl Retry {
         self
     }
 
-    /// Tries again only after errors of which this is true. It runs on the task worker; where it panics, the task is not
-    /// tried again.
+    /// Tries again only after errors of which this is true. It runs on the task worker; where it panics, the task is
+    /// not tried again.
     pub fn when(mut self, is_worth_it: impl Fn(&anyhow::Error) -> bool + Send + Sync + 'static) -> Self {
         self.when = Some(Arc::new(is_worth_it));
         self

@@ -156,7 +156,8 @@ impl<R> Finished<R> {
         }
     }
 
-    /// The index of the task worker that ran it; `None` for a task that never ran.
+    /// The index of the task worker that ran it; `None` for a task that never ran, or that ended while it waited for
+    /// another attempt.
     pub fn worker_index(&self) -> Option<usize> {
         self.worker_index.map(|index| index as usize)
     }
@@ -168,8 +169,8 @@ impl<R> Finished<R> {
         self.run.started.saturating_duration_since(self.run.queued_at)
     }
 
-    /// How long `on_task` ran until this, in its last attempt; of a task that was finished later, until then. Zero for a
-    /// task that never ran.
+    /// How long `on_task` ran until this, in its last attempt; of a task that was finished later, until then. Zero for
+    /// a task that never ran.
     pub fn time_run(&self) -> Duration {
         self.run.ended.saturating_duration_since(self.run.started)
     }

@@ -160,8 +160,8 @@ impl<T, R> Queue<T, R> {
             return self.shared.get(Priority::Normal)?.take();
         }
         let own = &self.own[seat.index];
-        // Turn and turn about, so that neither starves the other; in each round the other way round, or else the guard's
-        // turns would always begin with the same.
+        // Turn and turn about, so that neither starves the other; in each round the other way round, or else the
+        // guard's turns would always begin with the same.
         let places = if (seat.taken + seat.taken / GUARD) % 2 == 0 { [own, &self.shared] } else { [&self.shared, own] };
         let task = seat
             .order()
@@ -236,8 +236,9 @@ impl<T, R> Queue<T, R> {
         waiting >= self.capacity || self.is_awaited() && !self.has_room()
     }
 
-    /// How many tasks a submitter that found so many waiting may submit before it looks again. If there are no more
-    /// of them than expected, they exceed the capacity by no more than the credits that are left over. Looking costs a cache miss while task workers are busy.
+    /// How many tasks a submitter that found so many waiting may submit before it looks again. If there are no more of
+    /// them than expected, they exceed the capacity by no more than the credits that are left over. Looking costs a
+    /// cache miss while task workers are busy.
     pub(super) fn credit(&self, waiting: usize) -> usize {
         (self.capacity.saturating_sub(waiting) / self.submitters.max(1)).min(MAX_CREDIT)
     }

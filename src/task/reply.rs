@@ -126,7 +126,8 @@ impl<R> ReplyAddress<R> {
         let _ = self.sender.send(message);
     }
 
-    /// Has the submitter look at what was pushed, after a full fence. No lock is held, since what this drops may be users' code.
+    /// Has the submitter look at what was pushed, after a full fence. No lock is held, since what this drops may be
+    /// users' code.
     pub(super) fn rouse(&self, ledger: &Ledger) {
         // Either we see that the submitter is gone, or it sees what was pushed when it closes; and likewise
         // with its mark of being asleep.

@@ -4,10 +4,10 @@
 //! Each scenario runs twice: as it is, and with the full fences taken out. Then loom must find a lost wake-up, which it
 //! sees as a deadlock; if it did not, the models would show nothing.
 //!
-//! What this cannot see: the channels of crossbeam and the condition variables of parking_lot, which stand here as loom's
-//! atomics and condition variables; `poll` and the wake-up descriptor, which stand as a condition variable; what takes
-//! more than a few threads, steps and preemptions; time, and so the yields before a sleep and every timeout. And loom
-//! takes `SeqCst` accesses for `AcqRel`, which is why the library relies on fences and not on those.
+//! What this cannot see: the channels of crossbeam and the condition variables of parking_lot, which stand here as
+//! loom's atomics and condition variables; `poll` and the wake-up descriptor, which stand as a condition variable; what
+//! takes more than a few threads, steps and preemptions; time, and so the yields before a sleep and every timeout. And
+//! loom takes `SeqCst` accesses for `AcqRel`, which is why the library relies on fences and not on those.
 
 #![allow(unreachable_pub, clippy::duplicate_mod, reason = "the same sources, with fences and without")]
 

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use super::Crew;
 
-/// Who is to renew its state. Whoever is between two tasks takes the turn if nobody has it, so one that is busy for long
-/// holds up no other.
+/// Who is to renew its state. Whoever is between two tasks takes the turn if nobody has it, so one that is busy for
+/// long holds up no other.
 pub(super) struct Renewals {
     /// By index, whether it is to.
     due: Box<[AtomicBool]>,
