@@ -1,6 +1,5 @@
 //! What the task workers and those who command them share: which tasks have started, who is idle, and when to end.
 
-mod renewal;
 mod started;
 
 use std::sync::Arc;
@@ -9,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use renewal::Renewals;
 pub(super) use started::{Ending, Started, in_time};
 use started::{Slot, TakenReplies};
 
 use super::Wake;
 use super::idle::Idle;
+use super::renewals::Renewals;
 use super::reply::Decided;
 use crate::logging::LogLimit;
 use crate::observer::MaybeObserver;
@@ -32,7 +31,7 @@ pub(super) struct Crew<R> {
     ending: AtomicBool,
     /// Nothing is waited for any more: a task that has not started is given up.
     expired: AtomicBool,
-    renewals: Renewals,
+    pub(super) renewals: Renewals,
     /// Loops that have not ended.
     loops: Mutex<usize>,
     /// A loop has ended, or it may be time to.
@@ -65,6 +64,11 @@ impl<R> Crew<R> {
 
     pub(super) fn size(&self) -> usize {
         self.slots.len()
+    }
+
+    /// A task worker has a new state, or has ended.
+    pub(super) fn renewed(&self, index: usize) {
+        self.renewals.done(index, |other| self.idle.wake(other));
     }
 
     /// What follows a decided outcome, once no lock is held.

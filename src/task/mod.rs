@@ -15,10 +15,12 @@ mod outcome;
 mod pool;
 mod port;
 mod queue;
+mod renewals;
 mod repetition;
 mod reply;
 mod room;
 mod timer;
+mod waiters;
 mod with;
 mod worker;
 
@@ -32,7 +34,7 @@ pub use with::With;
 pub(crate) use pool::{Hooks, OnTask, Pool, PoolConfig, StartError, StateHooks};
 pub(crate) use port::{Port, PortConfig, TaskCallbacks, WhenFull, far};
 
-// For `idle`, which takes them from here so that `tests/model` can put others in their place.
+// For `idle`, `waiters` and `renewals`, which take them from here so that `tests/model` can put others in their place.
 use crate::patience::Patience;
 use crate::sync;
 

@@ -178,7 +178,8 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
 
     /// Has all task workers renew their state, one at a time.
     pub(crate) fn recycle(&self) {
-        self.room.crew.renew_all();
+        let crew = &self.room.crew;
+        crew.renewals.tell_all(|index| crew.idle.wake(index));
     }
 }
 

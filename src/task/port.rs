@@ -58,7 +58,7 @@ pub(crate) struct Port<T, R, C> {
     /// So many tasks may be submitted before it looks again how many wait.
     credit: usize,
     /// Found the queue full after submitting, has not seen room since, and waits to be woken in this round.
-    held_back: Option<u64>,
+    held_back: Option<usize>,
     /// What it waits for room with, once it has.
     bell: Option<AwaitsRoom>,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Port<T, R, C> {
 struct AwaitsRoom {
     bell: Arc<Bell>,
     /// The round it is registered for.
-    round: Option<u64>,
+    round: Option<usize>,
 }
 
 #[derive(Clone, Copy)]
@@ -188,7 +188,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if let Some(finish) = heard {
             self.take_off(id.sequence, Flight { finish, special, ended: false });
         }
-        let full = waiting + 1 >= self.room.queue.capacity() || self.room.queue.is_awaited();
+        let full = waiting + 1 >= self.room.queue.capacity() || !self.room.queue.waiters.is_empty();
         if full && when_full == WhenFull::Defer && self.held_back.is_none() {
             self.hold_back();
         }
@@ -289,7 +289,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if let Some(round) = self.held_back {
             if self.room.queue.has_room() {
                 self.held_back = None;
-            } else if self.room.queue.rounds() != round {
+            } else if self.room.queue.waiters.rounds() != round {
                 self.hold_back();
             }
         }
@@ -308,12 +308,12 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
         let bell = self.bell.get_or_insert_default();
         // Registered at most once for each round.
-        if bell.round != Some(self.room.queue.rounds()) {
-            bell.round = Some(self.room.queue.await_room(Arc::clone(&bell.bell) as Arc<dyn Wake>));
+        if bell.round != Some(self.room.queue.waiters.rounds()) {
+            bell.round = Some(self.room.queue.waiters.register(Arc::clone(&bell.bell) as Arc<dyn Wake>));
         }
         let queue = &self.room.queue;
         let round = bell.round;
-        bell.bell.wait_until(deadline, || queue.has_room() || Some(queue.rounds()) != round)
+        bell.bell.wait_until(deadline, || queue.has_room() || Some(queue.waiters.rounds()) != round)
     }
 
     /// Whether there may be one more repetition.
@@ -333,7 +333,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
     /// Registers first and looks second; whoever drains the queue takes first and looks for us second.
     fn hold_back(&mut self) {
-        let round = self.room.queue.await_room(Arc::clone(&self.wake));
+        let round = self.room.queue.waiters.register(Arc::clone(&self.wake));
         self.held_back = (!self.room.queue.has_room()).then_some(round);
     }
 

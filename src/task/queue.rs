@@ -1,16 +1,14 @@
 //! Where tasks wait: the only place that knows it is crossbeam channels in memory.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
-
-use super::Wake;
 use super::lane::{Lane, Waits};
 use super::options::{Priority, RetryOf};
 use super::outcome::Returned;
 use super::reply::Ticket;
+use super::waiters::Waiters;
 
 /// One piece of slow work, and the right to say how it ended.
 pub(super) struct Task<T, R> {
@@ -94,11 +92,7 @@ pub(super) struct Queue<T, R> {
     side_lanes: AtomicBool,
     capacity: usize,
     submitters: usize,
-    /// Somebody in `waiting` wants to hear when there is room.
-    awaited: AtomicBool,
-    waiting: Mutex<Vec<Arc<dyn Wake>>>,
-    /// How often those waiting have been woken, all at once.
-    rounds: AtomicU64,
+    pub(super) waiters: Waiters,
 }
 
 /// A task worker's place at the queue.
@@ -132,9 +126,7 @@ impl<T, R> Queue<T, R> {
             side_lanes: AtomicBool::new(false),
             capacity,
             submitters,
-            awaited: AtomicBool::new(false),
-            waiting: Mutex::new(Vec::new()),
-            rounds: AtomicU64::new(0),
+            waiters: Waiters::new(),
         };
         queue.shared.lane(Priority::Normal);
         queue
@@ -174,11 +166,7 @@ impl<T, R> Queue<T, R> {
     /// Tells those who wait for room that a task was taken, if there is some now.
     #[inline]
     pub(super) fn taken(&self) {
-        // Either we see who registered, or it sees the place that we made.
-        fence(Ordering::SeqCst);
-        if self.is_awaited() && self.has_room() {
-            self.wake_waiting();
-        }
+        self.waiters.taken(|| self.has_room());
     }
 
     /// Whether any free task worker would find nothing.
@@ -231,9 +219,10 @@ impl<T, R> Queue<T, R> {
         self.capacity.saturating_mul(HARD_LIMIT).saturating_add(self.submitters)
     }
 
-    /// Whether who will not wait is refused: at the capacity, or while others wait for room.
+    /// Whether who will not wait is refused: at the capacity, or while others wait for room, who might do so for ever if
+    /// others always were faster.
     pub(super) fn is_full_at(&self, waiting: usize) -> bool {
-        waiting >= self.capacity || self.is_awaited() && !self.has_room()
+        waiting >= self.capacity || !self.waiters.is_empty() && !self.has_room()
     }
 
     /// How many tasks a submitter that found so many waiting may submit before it looks again. If there are no more of
@@ -243,44 +232,9 @@ impl<T, R> Queue<T, R> {
         (self.capacity.saturating_sub(waiting) / self.submitters.max(1)).min(MAX_CREDIT)
     }
 
-    /// Somebody waits for room. Who comes later waits too, or those who wait might do so for ever.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.awaited.load(Ordering::Relaxed)
-    }
-
     /// At most half full, which is when those who wait may go on.
     pub(super) fn has_room(&self) -> bool {
         self.len() <= self.capacity / 2
-    }
-
-    /// Registers to be woken once there is room, and returns the round it waits for. Look at `has_room` again
-    /// after it; and register again if there is no room after that round, since others may have been faster.
-    pub(super) fn await_room(&self, waiter: Arc<dyn Wake>) -> u64 {
-        let mut waiting = self.waiting.lock();
-        waiting.push(waiter);
-        self.awaited.store(true, Ordering::Relaxed);
-        let round = self.rounds();
-        drop(waiting);
-        fence(Ordering::SeqCst);
-        round
-    }
-
-    pub(super) fn rounds(&self) -> u64 {
-        self.rounds.load(Ordering::Relaxed)
-    }
-
-    /// Wakes all who wait for room, whether or not there is some.
-    pub(super) fn wake_waiting(&self) {
-        let woken = {
-            let mut waiting = self.waiting.lock();
-            self.awaited.store(false, Ordering::Relaxed);
-            self.rounds.fetch_add(1, Ordering::Relaxed);
-            std::mem::take(&mut *waiting)
-        };
-        fence(Ordering::SeqCst);
-        for waiter in woken {
-            waiter.wake();
-        }
     }
 }
 

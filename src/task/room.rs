@@ -219,7 +219,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     /// A shutdown begins: what is delayed is cancelled, and tasks may submit no more.
     pub(super) fn drain(&self, ledger: &Ledger) {
         self.crew.drain();
-        self.queue.wake_waiting();
+        self.queue.waiters.wake_all();
         for due in self.timer.close() {
             match due {
                 Due::Task(task, _) => self.end_delayed(*task, ledger),
@@ -236,7 +236,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         fence(Ordering::SeqCst);
         self.abandon_queued(ledger);
         self.crew.abandon_started(ledger);
-        self.queue.wake_waiting();
+        self.queue.waiters.wake_all();
     }
 
     fn abandon_queued(&self, ledger: &Ledger) {

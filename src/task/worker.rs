@@ -101,7 +101,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             let TaskContext { worker, info } = context;
             sequence.set(info.sequence.get());
             drop(info);
-            self.room.crew.renews(self.index);
+            self.room.crew.renewals.begin(self.index);
             ledger.serving.set(0);
             self.stop(worker, &left);
             state = match left {
@@ -148,7 +148,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             }
             clock = Some(ended);
             left_to_run -= 1;
-            if left_to_run == 0 || self.room.crew.takes_turn(self.index) {
+            if left_to_run == 0 || self.room.crew.renewals.takes_turn(self.index) {
                 return Left::ToRenew;
             }
         }
@@ -160,7 +160,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let look = || match queue.take(seat) {
             Some(task) => Some(Next::Run(task)),
             None if crew.is_over() => Some(Next::Leave(Left::ToldToEnd)),
-            None if crew.takes_turn(self.index) => Some(Next::Leave(Left::ToRenew)),
+            None if crew.renewals.takes_turn(self.index) => Some(Next::Leave(Left::ToRenew)),
             None => None,
         };
         crew.idle.wait(self.index, patience, look, || queue.is_empty())

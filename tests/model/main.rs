@@ -1,5 +1,6 @@
-//! Models of how threads go to sleep, are woken, and end, in every order of their steps that the memory model allows,
-//! by loom. The sources checked are the library's own; only the primitives under them are loom's.
+//! Models of how threads go to sleep, are woken, and end, in the orders of their steps that the memory model allows,
+//! by loom. The sources checked are the library's own, on loom's primitives; but what pushes a task, and the end of a
+//! crew, are written out again in `scenarios`.
 //!
 //! Each scenario runs twice: as it is, and with the full fences taken out. Then loom must find a lost wake-up, which it
 //! sees as a deadlock; if it did not, the models would show nothing.
@@ -39,7 +40,10 @@ checked! {
     of_two_task_workers_one_is_woken_for_each_task_that_is_left
     a_task_worker_is_woken_for_a_task_of_its_own_whoever_else_looks
     a_connection_that_goes_to_sleep_hears_of_a_reply_that_comes_meanwhile
+    a_submitter_that_waits_for_room_hears_of_a_task_that_is_taken_meanwhile
+    a_task_worker_is_woken_for_its_turn_to_renew_its_state_when_another_has_had_it
     task_workers_end_when_the_last_task_ends_during_a_shutdown
+    task_workers_end_though_a_submitter_was_refused_meanwhile
 }
 
 /// Enough for every order of a few steps, and done in seconds.

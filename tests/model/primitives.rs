@@ -49,6 +49,11 @@ impl Condvar {
     }
 }
 
+/// As the library has it.
+pub trait Wake: Send + Sync {
+    fn wake(&self);
+}
+
 /// Looks once, since there is no time here.
 pub struct Patience;
 

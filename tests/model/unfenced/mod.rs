@@ -1,6 +1,6 @@
 //! The library's sources without their fences.
 
-pub use crate::primitives::Patience;
+pub use crate::primitives::{Patience, Wake};
 
 pub mod sync {
     pub use crate::primitives::*;
@@ -12,5 +12,9 @@ pub mod sync {
 mod asleep;
 #[path = "../../../src/task/idle.rs"]
 mod idle;
+#[path = "../../../src/task/renewals.rs"]
+mod renewals;
 #[path = "../scenarios.rs"]
 pub mod scenarios;
+#[path = "../../../src/task/waiters.rs"]
+mod waiters;
