@@ -169,7 +169,7 @@ impl Tally {
                 self.bytes += bytes;
                 self.bar.inc(1);
                 self.bar.set_message(HumanBytes(self.bytes).to_string());
-                if let Err(error) = writeln!(self.out, "{digest}  {}", path.display()) {
+                if let Err(error) = write_sum(&mut self.out, &digest, &path) {
                     self.broken.get_or_insert(error);
                 }
             }
@@ -183,6 +183,24 @@ impl Tally {
         }
         Ok(())
     }
+}
+
+/// A line as `sha256sum` writes it, whatever is in the name.
+fn write_sum(out: &mut impl Write, digest: &str, path: &Path) -> io::Result<()> {
+    let name = path.as_os_str().as_encoded_bytes();
+    if name.iter().any(|byte| b"\\\n\r".contains(byte)) {
+        out.write_all(b"\\")?;
+    }
+    write!(out, "{digest}  ")?;
+    for byte in name {
+        match byte {
+            b'\\' => out.write_all(b"\\\\")?,
+            b'\n' => out.write_all(b"\\n")?,
+            b'\r' => out.write_all(b"\\r")?,
+            _ => out.write_all(&[*byte])?,
+        }
+    }
+    out.write_all(b"\n")
 }
 
 /// The files under the folder, and how many folders could not be read.

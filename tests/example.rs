@@ -2,17 +2,23 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use common::Client;
+use common::{Client, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 
 struct Example {
     child: Child,
     stdout: BufReader<ChildStdout>,
+    stderr: ChildStderr,
 }
 
 impl Example {
@@ -30,10 +36,12 @@ impl Example {
         let mut child = Command::new(program)
             .args(args)
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("the example, which `cargo test` builds unless it is told which test to run");
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        Example { child, stdout }
+        let stderr = child.stderr.take().unwrap();
+        Example { child, stdout, stderr }
     }
 
     fn client(&mut self) -> Client {
@@ -47,10 +55,18 @@ impl Example {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn end(mut self) -> (String, ExitStatus) {
-        let mut output = String::new();
+    fn end(self) -> (String, ExitStatus) {
+        let (output, errors, status) = self.end_with_errors();
+        eprint!("{errors}");
+        (output, status)
+    }
+
+    /// What it has written to stderr must fit into a pipe.
+    fn end_with_errors(mut self) -> (String, String, ExitStatus) {
+        let (mut output, mut errors) = (String::new(), String::new());
         self.stdout.read_to_string(&mut output).unwrap();
-        (output, self.child.wait().unwrap())
+        self.stderr.read_to_string(&mut errors).unwrap();
+        (output, errors, self.child.wait().unwrap())
     }
 }
 
@@ -149,6 +165,57 @@ fn the_pool_hashes_the_files_of_a_folder() {
 }
 
 #[test]
+fn sha256sum_understands_the_names_of_all_files() {
+    let folder = Folder::new("names");
+    for name in [&b"plain"[..], b"two\nlines", b"back\\slash", b"not \xff UTF-8"] {
+        fs::write(folder.0.join("inner").join(OsStr::from_bytes(name)), name).unwrap();
+    }
+    let mut example = Example::start_one("embed", &[folder.0.to_str().unwrap()]);
+    let mut output = Vec::new();
+    example.stdout.read_to_end(&mut output).unwrap();
+    assert!(example.end().1.success());
+    let Ok(mut check) = Command::new("sha256sum").args(["--check", "--strict", "-"]).stdin(Stdio::piped()).spawn()
+    else {
+        return eprintln!("SKIPPED: there is no sha256sum here");
+    };
+    check.stdin.take().unwrap().write_all(&output).unwrap();
+    assert!(check.wait().unwrap().success());
+    assert_eq!(output.split(|byte| *byte == b'\n').count(), 5);
+}
+
+#[test]
+fn a_second_sigint_waits_for_no_file() {
+    let folder = Folder::new("impatient");
+    // Sparse, and more than can be hashed in the life of this test.
+    fs::File::create(folder.0.join("endless")).unwrap().set_len(1 << 42).unwrap();
+    let args = [folder.0.to_str().unwrap(), "--drain-secs", "86400"];
+    let example = Example::start_one("embed", &args);
+    // Once it has opened the file, it takes signals.
+    let opened = |example: &Example| {
+        let files = fs::read_dir(format!("/proc/{}/fd", example.child.id())).unwrap();
+        files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|path| path.ends_with("endless")))
+    };
+    eventually("it hashes", || opened(&example));
+    example.signal(Signal::INT);
+    // Two that come at once may count as one.
+    let stopped = AtomicBool::new(false);
+    let (output, errors, status) = thread::scope(|scope| {
+        let pid = Pid::from_child(&example.child);
+        let stopped = &stopped;
+        scope.spawn(move || {
+            while !stopped.load(Ordering::Relaxed) && kill_process(pid, Signal::INT).is_ok() {
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let ended = example.end_with_errors();
+        stopped.store(true, Ordering::Relaxed);
+        ended
+    });
+    assert_eq!((output.as_str(), status.code()), ("", Some(130)));
+    assert!(errors.contains("0 failed, 1 left out"), "{errors}");
+}
+
+#[test]
 fn a_folder_that_is_not_there_is_an_error() {
     let (output, status) = Example::start_one("embed", &["/nowhere/at/all"]).end();
     assert_eq!((output.as_str(), status.code()), ("", Some(1)));
@@ -166,10 +233,13 @@ fn at_sigint_the_pool_finishes_the_files_it_has_begun() {
     let mut first = String::new();
     example.stdout.read_line(&mut first).unwrap();
     example.signal(Signal::INT);
-    let (rest, status) = example.end();
+    let (rest, errors, status) = example.end_with_errors();
     assert_eq!(status.code(), Some(130));
     let lines = 1 + rest.lines().count();
     assert!(lines < 400, "it stopped before the end");
+    let summary = errors.lines().next().unwrap();
+    assert!(summary.starts_with(&format!("{lines} files, ")), "{errors}");
+    assert!(summary.ends_with(&format!("; 0 failed, {} left out", 400 - lines)), "{errors}");
     let digest = first.split_whitespace().next().unwrap();
     assert!(rest.lines().all(|line| line.starts_with(digest)), "every line is whole");
 }
