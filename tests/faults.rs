@@ -7,8 +7,8 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backroom::{CloseReason, Framing, Server, ServerBuilder, stage};
-use common::{Client, Gate, Running, events, eventually, run, succeeds};
+use backroom::{CloseReason, Framing, Server, ServerBuilder, TaskError, TaskOptions, TaskPool, stage};
+use common::{Client, Gate, PATIENCE, Running, events, eventually, run, succeeds};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 type Builder = ServerBuilder<Vec<u8>, Vec<u8>, (), (), stage::State>;
@@ -280,6 +280,36 @@ fn a_thread_that_cannot_start_refuses_its_connection_and_the_acceptor_goes_on() 
         assert_eq!(server.client().ask("z"), "z", "and so is the next once there is room");
         drop(first);
         server.stop();
+        return;
+    };
+    succeeds(child);
+}
+
+#[test]
+fn where_the_timers_thread_cannot_start_delayed_tasks_are_refused_and_others_go_on() {
+    let Some(child) = in_child!() else {
+        let pool = TaskPool::builder().task_worker_num(1).on_task(|_, ()| Ok(())).build().unwrap();
+        let mut submitter = pool.submitter();
+        submitter.task_wait((), PATIENCE).unwrap();
+        let later = TaskOptions::new().after(Duration::from_millis(1));
+        // No thread more; but for privileged users, whom this does not bind. Those have no room for its stack.
+        let threads = getrlimit(Resource::Nproc);
+        setrlimit(Resource::Nproc, Rlimit { current: Some(0), maximum: threads.maximum }).unwrap();
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = pages.split_whitespace().next().unwrap().parse().unwrap();
+        let room = getrlimit(Resource::As);
+        setrlimit(Resource::As, Rlimit { current: Some(pages * 4096), maximum: room.maximum }).unwrap();
+
+        let refused = submitter.with(later.clone()).try_task(()).unwrap_err();
+        assert_eq!(refused.reason(), TaskError::NoTimer);
+        assert!(matches!(submitter.task_every(Duration::from_secs(1), || ()), Err(TaskError::NoTimer)));
+        submitter.task_wait((), PATIENCE).expect("others go on");
+
+        setrlimit(Resource::As, room).unwrap();
+        setrlimit(Resource::Nproc, threads).unwrap();
+        submitter.with(later).task(()).expect("there is room for it now");
+        let tasks = pool.shutdown(PATIENCE).tasks;
+        assert_eq!((tasks.accepted, tasks.outcomes()), (3, 3));
         return;
     };
     succeeds(child);

@@ -271,6 +271,32 @@ fn a_further_task_with_options_is_heard_by_the_first_submitter_and_treated_as_th
 }
 
 #[test]
+fn a_task_stays_with_its_task_worker_when_it_is_delayed_repeated_or_tried_again() {
+    let (sender, ran_on) = events();
+    let pool = TaskPool::builder()
+        .task_worker_num(3)
+        .on_task(move |cx, attempts: u32| {
+            sender.send(cx.worker_index())?;
+            anyhow::ensure!(cx.attempt() >= attempts, "again");
+            Ok(())
+        })
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    let last = TaskOptions::new().worker(2);
+    let again = Retry::attempts(3).backoff(Duration::from_millis(1), Duration::from_millis(1));
+    submitter.with(last.clone().retry(again)).task(3).unwrap();
+    submitter.with(last.clone().after(Duration::from_millis(1))).task(1).unwrap();
+    finish_all(&mut submitter);
+    assert_eq!([ran_on.next(), ran_on.next(), ran_on.next(), ran_on.next()], [2; 4]);
+    let repetition = submitter.with(last).task_every(Duration::from_millis(1), || 1).unwrap();
+    assert_eq!([ran_on.next(), ran_on.next(), ran_on.next()], [2; 3]);
+    repetition.stop();
+    finish_all(&mut submitter);
+    assert_balanced(&pool.shutdown(PATIENCE).tasks);
+}
+
+#[test]
 fn a_further_one_way_task_with_options_runs_as_they_say_and_nobody_hears_of_it() {
     let (sender, ran) = events();
     let pool = TaskPool::builder()

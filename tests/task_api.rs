@@ -83,6 +83,68 @@ fn what_was_sent_is_flushed_before_a_wait_and_what_comes_meanwhile_is_delivered_
 }
 
 #[test]
+fn what_was_sent_before_a_wait_for_several_tasks_is_written_before_it() {
+    let gate = Gate::default();
+    let slow = gate.clone();
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .on_receive(|conn, _| {
+            conn.send("before\n")?;
+            let results = conn.task_wait_multi(vec![1, 2, 3], PATIENCE);
+            let numbers: Vec<u32> = results.into_iter().collect::<Result<_, _>>()?;
+            Ok(conn.send(format!("{numbers:?}\n"))?)
+        })
+        .on_task(move |_, number| {
+            slow.pass();
+            Ok(number)
+        })
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("go\n");
+    assert_eq!(client.line(), "before");
+    gate.open();
+    assert_eq!(client.line(), "[1, 2, 3]");
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_connection_hears_each_result_of_a_task_and_none_of_a_one_way_task() {
+    let server = Server::builder()
+        .task_worker_num(1)
+        .framing(Framing::lines())
+        .on_task(|cx, pages: u32| {
+            (1..pages).try_for_each(|page| Ok::<_, anyhow::Error>(drop(cx.finish(page))))?;
+            Ok(pages)
+        })
+        .on_receive(|conn, _| {
+            conn.task_oneway(7)?;
+            let mut heard = Vec::new();
+            conn.task_each(3, move |conn, done| {
+                let is_last = done.is_last();
+                heard.push(done.into_result()?);
+                Ok(if is_last {
+                    conn.send(format!("{heard:?}\n"))?
+                })
+            })?;
+            Ok(())
+        })
+        .on_finish(|conn, _| Ok(conn.send("nobody should hear this\n")?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send("go\n");
+    // Half closed, the connection stays until it has heard of its tasks.
+    client.end_sending();
+    assert_eq!(client.rest(), "[1, 2, 3]\n");
+    let tasks = server.stop().tasks;
+    assert_eq!((tasks.one_way, tasks.delivered, tasks.orphaned), (1, 1, 0));
+}
+
+#[test]
 fn a_shutdowns_deadline_ends_a_wait() {
     let (sender, ended) = events();
     let gate = Gate::default();
