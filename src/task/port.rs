@@ -25,6 +25,7 @@ use super::reply::{Limits, Message, ReplyAddress, Ticket, orphan};
 use super::room::{Room, new_number};
 use crate::error::TaskError;
 use crate::panic::catch;
+use crate::patience::Patience;
 use crate::stats::{Ledger, OpenLedger};
 
 /// Belongs to one thread. `C` is who uses it, and is lent to the finish closures.
@@ -59,6 +60,7 @@ pub(crate) struct Port<T, R, C> {
     credit: usize,
     /// Found the queue full after submitting, has not seen room since, and waits to be woken in this round.
     held_back: Option<usize>,
+    patience: Patience,
     /// What it waits for room with, once it has.
     bell: Option<AwaitsRoom>,
 }
@@ -130,6 +132,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             repetitions: Vec::new(),
             credit: 0,
             held_back: None,
+            patience: Patience::new(),
             bell: None,
         }
     }

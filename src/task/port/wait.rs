@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Port;
+use super::delivery::HOT;
 use crate::error::{TaskError, WaitError};
 use crate::panic::catch;
 use crate::task::flight::Finish;
@@ -115,8 +116,12 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     /// The next message; `None` at the deadline.
-    pub(super) fn receive(&self, deadline: Option<Instant>) -> Option<Message<R>> {
+    pub(super) fn receive(&mut self, deadline: Option<Instant>) -> Option<Message<R>> {
         let receiver = self.address.receiver();
+        let here = self.patience.wait(usize::MAX, HOT, || receiver.try_recv().ok());
+        if here.is_some() {
+            return here;
+        }
         match deadline {
             Some(deadline) => receiver.recv_deadline(deadline).ok(),
             None => receiver.recv().ok(),
