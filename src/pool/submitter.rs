@@ -85,17 +85,19 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     /// does. 0 only after `timeout`, or where it does not wait: in a finish closure, and in a task of the same pool.
     /// With nothing in flight it waits as well, for a [repetition](Self::task_every), say.
     pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
-        let mut run = self.run_finished();
+        let run = self.run_finished();
         if run > 0 || self.is_running || !self.port.may_wait() {
             return run;
         }
         let end = far(Instant::now(), timeout);
-        // What comes may be held back, until its turn in the order of results has come.
-        while run == 0 && Instant::now() < end {
+        loop {
             self.port.wait_for_message(end);
-            run = self.run_finished();
+            let run = self.run_finished();
+            // What comes may be held back, until its turn in the order of results has come.
+            if run > 0 || Instant::now() >= end {
+                return run;
+            }
         }
-        run
     }
 }
 
@@ -191,9 +193,10 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
         self.plain().run(work, finish)
     }
 
-    /// Submits a task and blocks until it has ended, or until `timeout`, which is the task's deadline as well. What
-    /// comes for others meanwhile is put aside; what comes after the time is discarded and counted as late. Swoole's
-    /// `taskwait`, there with half a second.
+    /// Submits a task and blocks until it has ended, or until `timeout`: then, if it has not started it never will, and
+    /// if it is running, [`cancelled`](crate::TaskInfo::cancelled) says so to it. What comes for others meanwhile is
+    /// put aside; what comes after the time is discarded and counted as late. Swoole's `taskwait`, there with half a
+    /// second.
     pub fn task_wait(&mut self, data: T, timeout: Duration) -> Result<R, WaitError> {
         self.plain().task_wait(data, timeout)
     }

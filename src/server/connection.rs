@@ -243,14 +243,15 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
         self.link.plain().run(work, finish)
     }
 
-    /// Submits a task and blocks this connection's worker until it has ended, or until `timeout`, which is the task's
-    /// deadline as well. Swoole's `taskwait`, there with half a second.
+    /// Submits a task and blocks this connection's worker until it has ended, or until `timeout`: then, if it has not
+    /// started it never will, and if it is running, [`cancelled`](crate::TaskInfo::cancelled) says so to it. Swoole's
+    /// `taskwait`, there with half a second.
     ///
     /// What was sent to the client is written before, as far as it takes it. Nothing of this connection happens
     /// meanwhile: what comes is put aside and delivered after. The task takes no place among `max_tasks_in_flight`, and
     /// none in [the order of results](crate::ServerBuilder::results_in_order), so a finish closure may wait too. What
     /// comes after the time is discarded and counted as late. A shutdown's deadline ends the wait. At a `timeout` of
-    /// zero the task times out; `Duration::MAX` is no limit.
+    /// zero the task is given up at once; `Duration::MAX` is no limit.
     ///
     /// ```
     /// use std::time::Duration;

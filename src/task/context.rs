@@ -84,7 +84,7 @@ impl<T, R, O> TaskInfo<T, R, O> {
         self.room.crew.is_decided(self.worker_index)
     }
 
-    /// Whether the task's [deadline](TaskOptions::deadline) has passed. Reads the clock.
+    /// Whether the task's [deadline](TaskOptions::deadline) has passed; the end of a wait for it is none. Reads the clock.
     pub fn expired(&self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }

@@ -34,13 +34,21 @@ pub(super) type Each<R, C> = Box<dyn FnMut(&mut C, Finished<R>) -> anyhow::Resul
 #[derive(Default)]
 pub(super) struct Special {
     pub(super) deadline: Option<Instant>,
-    /// Takes no place in order, and none among the tasks in flight.
-    pub(super) apart: bool,
+    pub(super) delayed: bool,
 }
 
 impl<R, C> Flight<R, C> {
+    /// Takes no place in order, and none among the tasks in flight.
     pub(super) fn is_apart(&self) -> bool {
-        self.special.as_ref().is_some_and(|special| special.apart)
+        matches!(self.finish, Finish::Waited) || self.special.as_ref().is_some_and(|special| special.delayed)
+    }
+
+    /// When its submitter is to end it; whoever waits looks at the clock itself.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.finish {
+            Finish::Waited => None,
+            _ => self.special.as_ref()?.deadline,
+        }
     }
 }
 

@@ -215,18 +215,12 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let task = Task { job, ticket, extra };
         self.room.accept(task, place, due, self.config.until_drained, &self.ledger)?;
         let is_special = deadline.is_some() || due.is_some();
-        Ok(is_special.then(|| Box::new(Special { deadline, apart: due.is_some() })))
+        Ok(is_special.then(|| Box::new(Special { deadline, delayed: due.is_some() })))
     }
 
     #[inline]
-    fn take_off(&mut self, sequence: u64, mut flight: Flight<R, C>) {
-        if matches!(flight.finish, Finish::Waited) {
-            let special = flight.special.get_or_insert_default();
-            special.apart = true;
-            // Who waits looks at the clock itself.
-            special.deadline = None;
-        }
-        if let Some(deadline) = flight.special.as_ref().and_then(|special| special.deadline) {
+    fn take_off(&mut self, sequence: u64, flight: Flight<R, C>) {
+        if let Some(deadline) = flight.deadline() {
             self.deadlines.insert((deadline, self.id(sequence)));
         }
         if !flight.is_apart() {
@@ -241,7 +235,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     #[inline]
     pub(super) fn land(&mut self, sequence: u64) -> Option<Finish<R, C>> {
         let flight = self.flights.remove(sequence)?;
-        if let Some(deadline) = flight.special.as_ref().and_then(|special| special.deadline) {
+        if let Some(deadline) = flight.deadline() {
             self.deadlines.remove(&(deadline, self.id(sequence)));
         }
         if !flight.is_apart() {

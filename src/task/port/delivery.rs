@@ -39,7 +39,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             (here > 0 && (here >= enough || queue.is_empty())).then_some(())
         };
         if self.patience.wait(usize::MAX, HOT, is_here).is_none() {
-            if let Some(message) = self.receive(Some(until)) {
+            if let Some(message) = self.sleep(Some(until)) {
                 self.put_aside(message);
             }
         }

@@ -81,13 +81,14 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if !self.may_wait() {
             return waited.results.fill_with(|| Some(Err(WaitError::NotAccepted(TaskError::InTask))));
         }
-        self.forget_time();
-        let mut options = options.unwrap_or_default();
-        let time = options.deadline.map_or(timeout, |deadline| deadline.min(timeout));
-        options.deadline = Some(time);
-        let deadline = Instant::now().checked_add(time);
-        self.submit_waited(payloads, &options, &mut waited);
-        while waited.open > 0 {
+        let now = Instant::now();
+        self.now = Some(now);
+        // No deadline of the tasks', which would cost them memory: the end of the wait ends them as well.
+        let own = options.as_ref().and_then(|options| options.deadline);
+        let time = own.map_or(timeout, |deadline| deadline.min(timeout));
+        let deadline = now.checked_add(time);
+        self.submit_waited(payloads, options.as_ref(), &mut waited);
+        while waited.open > 0 && !time.is_zero() {
             match self.receive(deadline) {
                 Some(message) => self.sort(message, &mut waited),
                 None => break,
@@ -100,11 +101,11 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     fn submit_waited(
         &mut self,
         payloads: impl Iterator<Item = T>,
-        options: &TaskOptions<T>,
+        options: Option<&TaskOptions<T>>,
         waited: &mut Waited<'_, R>,
     ) {
         for (place, payload) in payloads.enumerate() {
-            match self.submit(Job::OnTask(payload), Some(Finish::Waited), Some(options), self.when_full()) {
+            match self.submit(Job::OnTask(payload), Some(Finish::Waited), options, self.when_full()) {
                 Ok(id) => {
                     waited.places[waited.accepted] = (id.sequence, place);
                     waited.accepted += 1;
@@ -115,13 +116,16 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
     }
 
-    /// The next message; `None` at the deadline.
-    pub(super) fn receive(&mut self, deadline: Option<Instant>) -> Option<Message<R>> {
+    /// The next message; `None` at the deadline, or a moment later.
+    fn receive(&mut self, deadline: Option<Instant>) -> Option<Message<R>> {
         let receiver = self.address.receiver();
         let here = self.patience.wait(usize::MAX, HOT, || receiver.try_recv().ok());
-        if here.is_some() {
-            return here;
-        }
+        here.or_else(|| self.sleep(deadline))
+    }
+
+    /// The same without yielding before.
+    pub(super) fn sleep(&self, deadline: Option<Instant>) -> Option<Message<R>> {
+        let receiver = self.address.receiver();
         match deadline {
             Some(deadline) => receiver.recv_deadline(deadline).ok(),
             None => receiver.recv().ok(),
