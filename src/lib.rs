@@ -191,6 +191,7 @@ mod panic;
 mod patience;
 mod pool;
 mod server;
+mod stamp;
 mod stats;
 mod sync;
 mod task;

@@ -2,9 +2,10 @@
 
 use std::any::Any;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::TaskFailure;
+use crate::stamp::Stamp;
 
 /// A task's name: the number of its submitter, and a sequence of that submitter's own that begins at 1 and
 /// has no gaps. Shown as `17-3`.
@@ -102,14 +103,14 @@ pub struct Finished<R> {
 /// task that never ran.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
-    pub(super) queued_at: Instant,
-    pub(super) started: Instant,
-    pub(super) ended: Instant,
+    pub(super) queued_at: Stamp,
+    pub(super) started: Stamp,
+    pub(super) ended: Stamp,
 }
 
 impl Run {
     /// Of a task that never ran.
-    pub(super) fn never(queued_at: Instant) -> Run {
+    pub(super) fn never(queued_at: Stamp) -> Run {
         Run { queued_at, started: queued_at, ended: queued_at }
     }
 }
@@ -166,13 +167,13 @@ impl<R> Finished<R> {
     /// for a task that never ran. Tasks submitted while one batch of input is handled share one stamp, taken when the
     /// first is submitted.
     pub fn time_queued(&self) -> Duration {
-        self.run.started.saturating_duration_since(self.run.queued_at)
+        self.run.started.since(self.run.queued_at)
     }
 
     /// How long `on_task` ran until this, in its last attempt; of a task that was finished later, until then. Zero for
     /// a task that never ran.
     pub fn time_run(&self) -> Duration {
-        self.run.ended.saturating_duration_since(self.run.started)
+        self.run.ended.since(self.run.started)
     }
 }
 

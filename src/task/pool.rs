@@ -15,6 +15,7 @@ use super::room::Room;
 use super::worker::TaskWorker;
 use crate::observer::MaybeObserver;
 use crate::panic::catch;
+use crate::stamp::Stamp;
 use crate::stats::{Books, TaskStats, Whereabouts};
 use crate::times::{Clocks, TaskTimes};
 
@@ -153,7 +154,7 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
     /// The books, and where the tasks are that have no outcome.
     pub(crate) fn stats(&self) -> TaskStats {
         let Room { queue, crew, timer, .. } = &*self.room;
-        let now = Instant::now();
+        let now = Stamp::now();
         let oldest = queue.oldest();
         if oldest.is_some() {
             // One that looked meanwhile may have found nothing.
@@ -165,7 +166,7 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
             delayed: timer.tasks() as u64,
             later: crew.later() as u64,
             queued: queue.by_priority().map(|tasks| tasks as u64),
-            oldest_queued: oldest.map(|since| now.saturating_duration_since(since)),
+            oldest_queued: oldest.map(|since| now.since(since)),
             task_workers: crew.loops() as u64,
         };
         crew.books.read().task_stats(&at)

@@ -26,6 +26,7 @@ use super::room::{Room, new_number};
 use crate::error::TaskError;
 use crate::panic::catch;
 use crate::patience::Patience;
+use crate::stamp::Stamp;
 use crate::stats::{Ledger, OpenLedger};
 
 /// Belongs to one thread. `C` is who uses it, and is lent to the finish closures.
@@ -53,7 +54,7 @@ pub(crate) struct Port<T, R, C> {
     /// False while it may submit nothing.
     pub(crate) open: bool,
     /// The stamp of what is submitted now; taken when first needed.
-    now: Option<Instant>,
+    now: Option<Stamp>,
     /// Those that are to end with it, each with what is there as long as it goes on or somebody may stop it.
     repetitions: Vec<(TaskId, Weak<AtomicBool>)>,
     /// So many tasks may be submitted before it looks again how many wait.
@@ -172,7 +173,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             // Those times count from now, and not from when this batch began.
             self.now = None;
         }
-        let now = *self.now.get_or_insert_with(Instant::now);
+        let now = *self.now.get_or_insert_with(Stamp::now);
         let id = self.id(self.sequence + 1);
         let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&self.address), one_way: heard.is_none() };
         let accepted = match options {
@@ -181,7 +182,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
                 let until_drained = self.config.until_drained;
                 self.room.accept(task, Place::default(), None, until_drained, &self.ledger).map(|()| None)
             }
-            Some(options) => self.accept_with(options, job, ticket, now),
+            Some(options) => self.accept_with(options, job, ticket),
         };
         let special = match accepted {
             Ok(special) => special,
@@ -204,11 +205,11 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         options: &TaskOptions<T>,
         job: Job<T>,
         ticket: Ticket<R>,
-        now: Instant,
     ) -> Result<Option<Box<Special>>, (TaskError, Task<T, R>)> {
         if options.worker.is_some_and(|worker| worker >= self.room.crew.size()) {
             return Err((TaskError::NoSuchWorker, Task { job, ticket, extra: None }));
         }
+        let now = Instant::now();
         let (extra, place) = options.settle(now);
         let deadline = extra.as_ref().and_then(|extra| extra.deadline);
         let due = options.after.map(|after| far(now, after));

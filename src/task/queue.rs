@@ -9,6 +9,7 @@ use super::options::{Priority, RetryOf};
 use super::outcome::Returned;
 use super::reply::Ticket;
 use super::waiters::Waiters;
+use crate::stamp::Stamp;
 
 /// One piece of slow work, and the right to say how it ended.
 pub(super) struct Task<T, R> {
@@ -201,7 +202,7 @@ impl<T, R> Queue<T, R> {
 
     /// When the task was queued that has waited longest. Wake all task workers after it: one that looked meanwhile may
     /// have found nothing.
-    pub(super) fn oldest(&self) -> Option<Instant> {
+    pub(super) fn oldest(&self) -> Option<Stamp> {
         let lanes = self.all_lanes().flat_map(|lanes| &lanes.0).filter_map(OnceLock::get);
         lanes.filter_map(|lane| lane.peek(|task| task.ticket.queued_at)).min()
     }

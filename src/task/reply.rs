@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::Wake;
 use super::outcome::{Ended, Finished, Outcome, OutcomeKind, Returned, Run, TaskId};
 use crate::panic::catch;
+use crate::stamp::Stamp;
 use crate::stats::Ledger;
 
 /// What comes to a submitter.
@@ -245,7 +246,7 @@ pub(super) fn orphan<R>(message: Message<R>, ledger: &Ledger) {
 /// The right to decide a task's outcome. There is one per accepted task; whoever takes it owns the outcome.
 pub(super) struct Ticket<R> {
     pub(super) id: TaskId,
-    pub(super) queued_at: Instant,
+    pub(super) queued_at: Stamp,
     pub(super) reply_to: Arc<ReplyAddress<R>>,
     /// Nobody hears of the outcome.
     pub(super) one_way: bool,

@@ -14,6 +14,7 @@ use super::reply::{Message, ReplyAddress, Ticket};
 use super::timer::{Due, NoTimer, Timer};
 use crate::error::TaskError;
 use crate::panic::catch;
+use crate::stamp::Stamp;
 use crate::stats::Ledger;
 
 /// What submitters, task workers and the timer share.
@@ -155,7 +156,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         }
         let now = Instant::now();
         let (extra, place) = options.map(|options| options.settle(now)).unwrap_or_default();
-        let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&reply_to), one_way };
+        let ticket = Ticket { id, queued_at: Stamp::from(now), reply_to: Arc::clone(&reply_to), one_way };
         let task = Task { job: Job::OnTask(payload), ticket, extra };
         let has_deadline = task.deadline().is_some();
         let accepted = self.accept(task, place, due, true, ledger);
@@ -206,7 +207,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         if task.deadline().is_some_and(|deadline| deadline <= due) {
             return self.give_up(task, Outcome::TimedOut, ledger);
         }
-        task.ticket.queued_at = due;
+        task.ticket.queued_at = Stamp::from(due);
         self.queue_up(task, place, ledger);
     }
 

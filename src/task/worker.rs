@@ -18,6 +18,7 @@ use super::room::{Room, new_number};
 use crate::logging::foreign;
 use crate::panic::catch;
 use crate::patience::Patience;
+use crate::stamp::Stamp;
 use crate::stats::OpenLedger;
 use crate::times::Clocks;
 
@@ -119,7 +120,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     /// Runs tasks until told to end or to renew its state, or until one panics.
     fn work(&self, context: &mut TaskContext<T, R, W, O>, seat: &mut Seat, ledger: &OpenLedger) -> Left {
         // One task's end is the next one's start, unless there was a wait between them.
-        let mut clock: Option<Instant> = None;
+        let mut clock: Option<Stamp> = None;
         let queue = &self.room.queue;
         let mut patience = Patience::new();
         let mut left_to_run =
@@ -136,12 +137,12 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
                 }
             };
             queue.taken();
-            let started = clock.unwrap_or_else(Instant::now);
+            let started = clock.unwrap_or_else(Stamp::now);
             let queued_at = task.ticket.queued_at;
             let Some(ready) = self.begin(context, task, started, ledger) else { continue };
             let (ended, panicked) = self.run_ready(context, ready, ledger);
             if let Some(clocks) = &self.clocks {
-                clocks.record(self.index, started.saturating_duration_since(queued_at), ended - started);
+                clocks.record(self.index, started.since(queued_at), ended.since(started));
             }
             if panicked {
                 return Left::TaskPanicked;
@@ -171,7 +172,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         &self,
         context: &mut TaskContext<T, R, W, O>,
         task: Task<T, R>,
-        started: Instant,
+        started: Stamp,
         ledger: &OpenLedger,
     ) -> Option<Ready<T>> {
         let Task { job, ticket, extra } = task;
@@ -184,7 +185,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let worker_index = self.index as u32;
         let look_closer = crew.start(self.index, Started { ticket, worker_index, started, deadline, progress: None });
         let not_to_run = match deadline {
-            Some(deadline) if deadline <= started => Some(Outcome::TimedOut),
+            Some(deadline) if Stamp::from(deadline) <= started => Some(Outcome::TimedOut),
             _ if look_closer && crew.is_to_cancel(self.index) => Some(Outcome::Cancelled),
             _ if look_closer && crew.is_expired() => Some(Outcome::Abandoned),
             _ => None,
@@ -205,12 +206,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     }
 
     /// Runs a task and sends its outcome. When it ended, and whether it may have left the state half changed.
-    fn run_ready(
-        &self,
-        context: &mut TaskContext<T, R, W, O>,
-        ready: Ready<T>,
-        ledger: &OpenLedger,
-    ) -> (Instant, bool) {
+    fn run_ready(&self, context: &mut TaskContext<T, R, W, O>, ready: Ready<T>, ledger: &OpenLedger) -> (Stamp, bool) {
         let Ready { job, mut extra } = ready;
         let touches_state = matches!(job, Job::OnTask(_));
         // For the next attempt, if there is one.
@@ -223,7 +219,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             }
             Job::Closure(closure) => Ok(Ended::Closure(closure())),
         });
-        let ended = Instant::now();
+        let ended = Stamp::now();
         ledger.running.set(0);
 
         let mut panic_message = None;
@@ -234,7 +230,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
                     let before = next.last_error.replace(error);
                     let _ = catch(|| drop(before));
                     if let Some(payload) = kept {
-                        self.try_again_later(payload, extra, ended, ledger);
+                        self.try_again_later(payload, extra, ledger);
                     }
                     return (ended, false);
                 }
@@ -257,7 +253,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         (ended, panic_message.is_some() && touches_state)
     }
 
-    fn finish(&self, deadline: Option<Instant>, outcome: Ended<R>, ended: Instant, ledger: &OpenLedger) {
+    fn finish(&self, deadline: Option<Instant>, outcome: Ended<R>, ended: Stamp, ledger: &OpenLedger) {
         let (outcome, mut too_late) = in_time(deadline, outcome, ended);
         let crew = &self.room.crew;
         match crew.end(self.index, outcome, Some(ended), ledger) {
@@ -282,8 +278,8 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let _ = catch(|| self.log_panic(info.id, &foreign(message)));
     }
 
-    fn is_worth_another(&self, extra: &Extra<T>, error: &anyhow::Error, now: Instant) -> bool {
-        let has_time = extra.deadline.is_none_or(|deadline| deadline > now);
+    fn is_worth_another(&self, extra: &Extra<T>, error: &anyhow::Error, now: Stamp) -> bool {
+        let has_time = extra.deadline.is_none_or(|deadline| Stamp::from(deadline) > now);
         // The last is users' code, which may panic: then it is not.
         has_time
             && !error.is::<TakenAway>()
@@ -293,12 +289,13 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     }
 
     /// Has the timer queue the task for its next attempt, unless somebody has decided its outcome.
-    fn try_again_later(&self, payload: T, extra: Option<Box<Extra<T>>>, now: Instant, ledger: &OpenLedger) {
+    fn try_again_later(&self, payload: T, extra: Option<Box<Extra<T>>>, ledger: &OpenLedger) {
         let Some(Started { ticket, .. }) = self.room.crew.withdraw(self.index) else {
             ledger.late.add(1);
             return drop(catch(|| drop((payload, extra))));
         };
         ledger.retried.add(1);
+        let now = Instant::now();
         let mut task = Box::new(Task { job: Job::OnTask(payload), ticket, extra });
         let (due, place) =
             task.extra.as_mut().map_or((now, Place::default()), |extra| (extra.next_attempt(now), extra.place));

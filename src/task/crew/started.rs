@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::Crew;
 use crate::panic::catch;
+use crate::stamp::Stamp;
 use crate::stats::{Ledger, OpenLedger};
 use crate::task::outcome::{Ended, Outcome, Progress, Run, TaskId};
 use crate::task::reply::{Decided, NotTaken, ReplyAddress, Ticket};
@@ -17,7 +18,7 @@ use crate::task::reply::{Decided, NotTaken, ReplyAddress, Ticket};
 pub(in crate::task) struct Started<R> {
     pub(in crate::task) ticket: Ticket<R>,
     pub(in crate::task) worker_index: u32,
-    pub(in crate::task) started: Instant,
+    pub(in crate::task) started: Stamp,
     pub(in crate::task) deadline: Option<Instant>,
     /// How far it says it has come, once it has.
     pub(in crate::task) progress: Option<Box<Progress>>,
@@ -93,13 +94,7 @@ impl<R> Crew<R> {
 
     /// The task on this task worker has ended by itself, at this time; or is not to run.
     #[inline]
-    pub(in crate::task) fn end(
-        &self,
-        index: usize,
-        ended: Ended<R>,
-        at: Option<Instant>,
-        ledger: &Ledger,
-    ) -> Ending<R> {
+    pub(in crate::task) fn end(&self, index: usize, ended: Ended<R>, at: Option<Stamp>, ledger: &Ledger) -> Ending<R> {
         let mut running = self.slots[index].0.lock();
         match std::mem::replace(&mut *running, Running::Nothing) {
             Running::Task(started) => {
@@ -143,7 +138,7 @@ impl<R> Crew<R> {
 
     fn end_started(&self, which: impl Fn(&Ticket<R>) -> bool, how: impl Fn() -> Outcome<R>, ledger: &Ledger) {
         let end = |started: Started<R>| {
-            let ran = Some((started.worker_index, started.run(Instant::now())));
+            let ran = Some((started.worker_index, started.run(Stamp::now())));
             started.ticket.decide_unless_struck(Ended::Task(how()), ran, ledger).ok()
         };
         for slot in &self.slots {
@@ -182,7 +177,7 @@ impl<R> Crew<R> {
             let Running::Task(started) = &*self.slots[index].0.lock() else { return Err((None, result)) };
             started
                 .ticket
-                .send(result, started.worker_index, started.run(Instant::now()))
+                .send(result, started.worker_index, started.run(Stamp::now()))
                 .map_err(|(why, result)| (Some(why), result))?;
             Arc::clone(&started.ticket.reply_to)
         };
@@ -228,7 +223,7 @@ impl<R> Crew<R> {
 
     /// Finishes a task whose reply was taken away.
     pub(in crate::task) fn end_later(&self, id: TaskId, ended: Ended<R>) {
-        let now = Instant::now();
+        let now = Stamp::now();
         let mut later = self.later.lock();
         let (decided, too_late) = match later.tasks.remove(&id) {
             Some(started) => {
@@ -287,7 +282,7 @@ impl<R> Slot<R> {
 }
 
 impl<R> Started<R> {
-    pub(in crate::task) fn run(&self, ended: Instant) -> Run {
+    pub(in crate::task) fn run(&self, ended: Stamp) -> Run {
         Run { queued_at: self.ticket.queued_at, started: self.started, ended }
     }
 }
@@ -296,10 +291,10 @@ impl<R> Started<R> {
 pub(in crate::task) fn in_time<R>(
     deadline: Option<Instant>,
     ended: Ended<R>,
-    now: Instant,
+    now: Stamp,
 ) -> (Ended<R>, Option<Ended<R>>) {
     match deadline {
-        Some(deadline) if deadline <= now => (Ended::Task(Outcome::TimedOut), Some(ended)),
+        Some(deadline) if Stamp::from(deadline) <= now => (Ended::Task(Outcome::TimedOut), Some(ended)),
         _ => (ended, None),
     }
 }

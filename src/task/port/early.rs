@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Port;
 use crate::panic::catch;
+use crate::stamp::Stamp;
 use crate::task::outcome::{Finished, Outcome, Run, TaskId};
 use crate::task::reply::Message;
 
@@ -64,7 +65,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
         if let Some(started) = self.room.crew.claim(id) {
             self.address.unstrike(id);
-            self.put_decided(id, outcome, Some((started.worker_index, started.run(Instant::now()))));
+            self.put_decided(id, outcome, Some((started.worker_index, started.run(Stamp::now()))));
             return true;
         }
         self.put_all_aside();
@@ -112,7 +113,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     fn put_decided(&mut self, id: TaskId, outcome: Outcome<R>, ran: Option<(u32, Run)>) {
         let kind = outcome.kind();
         self.ledger.count(kind);
-        let run = ran.map_or_else(|| Run::never(Instant::now()), |(_, run)| run);
+        let run = ran.map_or_else(|| Run::never(Stamp::now()), |(_, run)| run);
         let worker_index = ran.map(|(worker_index, _)| worker_index);
         // After what has come before it.
         self.put_all_aside();

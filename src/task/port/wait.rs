@@ -6,6 +6,7 @@ use super::Port;
 use super::delivery::HOT;
 use crate::error::{TaskError, WaitError};
 use crate::panic::catch;
+use crate::stamp::Stamp;
 use crate::task::flight::Finish;
 use crate::task::options::TaskOptions;
 use crate::task::outcome::{Finished, Outcome};
@@ -82,7 +83,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             return waited.results.fill_with(|| Some(Err(WaitError::NotAccepted(TaskError::InTask))));
         }
         let now = Instant::now();
-        self.now = Some(now);
+        self.now = Some(Stamp::from(now));
         // No deadline of the tasks', which would cost them memory: the end of the wait ends them as well.
         let own = options.as_ref().and_then(|options| options.deadline);
         let time = own.map_or(timeout, |deadline| deadline.min(timeout));
