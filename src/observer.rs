@@ -11,8 +11,8 @@ use crate::task::{OutcomeKind, TaskId};
 /// that of r2d2's `HandleEvent`.
 ///
 /// The methods run on the thread where it happens, which waits for them: they should be quick. Of one task they come in
-/// the order accepted, started, ended, but for one that is cancelled or times out just as it starts. A panic in one is
-/// logged and goes no further. Given to the builder by `observer`.
+/// the order accepted, started, ended, but for one that is cancelled, times out or is abandoned just as it starts. A
+/// panic in one is logged and goes no further. Given to the builder by `observer`.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};

@@ -31,6 +31,10 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
+    /// How long a thread with nothing to do lets others run before it sleeps: about what waking it costs. Who waits for
+    /// each answer before it asks again finds it awake.
+    pub(crate) const HOT: Duration = Duration::from_micros(50);
+
     pub(crate) fn new() -> Patience {
         Patience { lost: Duration::ZERO, then: Instant::now() }
     }

@@ -1233,7 +1233,10 @@ fn a_submitter_has_only_so_many_repetitions_until_some_are_stopped() {
     let mut repeat = || submitter.task_every(Duration::from_secs(86_400), || ());
     let mut repetitions: Vec<_> = (0..8).map(|_| repeat().unwrap()).collect();
     assert_eq!(repeat().unwrap_err(), TaskError::TooManyInFlight);
+    // Whether or not its handle is kept.
     repetitions.pop().unwrap().stop();
+    repetitions[0].stop();
+    repetitions.push(repeat().unwrap());
     repetitions.push(repeat().unwrap());
     assert_eq!(repeat().unwrap_err(), TaskError::TooManyInFlight);
 }

@@ -297,6 +297,83 @@ fn a_task_stays_with_its_task_worker_when_it_is_delayed_repeated_or_tried_again(
 }
 
 #[test]
+fn a_wait_ends_in_time_though_results_and_progress_keep_coming() {
+    let pool = TaskPool::builder()
+        .task_worker_num(2)
+        .on_task(|cx, pause: Duration| {
+            while pause.is_zero() && !cx.cancelled() {
+                let _ = cx.finish(());
+                cx.progress(1, 2);
+            }
+            Ok(thread::sleep(pause))
+        })
+        .on_progress(|_, _, _| Ok(()))
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    let start = Instant::now();
+    let waited = submitter.task_wait(Duration::ZERO, SOON);
+    assert!(matches!(waited, Err(WaitError::TimedOut)), "{waited:?}");
+    assert_came_at(SOON, start);
+
+    // Each takes a moment, and all together much longer than there is.
+    let start = Instant::now();
+    let results = submitter.task_wait_multi(vec![Duration::from_micros(50); 100_000], SOON);
+    assert_came_at(SOON, start);
+    assert!(
+        results.iter().any(Result::is_ok)
+            && matches!(results.last(), Some(Err(WaitError::TimedOut | WaitError::NotAccepted(_))))
+    );
+    let done = pool.stats().done;
+    let tasks = pool.shutdown(PATIENCE).tasks;
+    assert!(tasks.done <= done + 2, "those that had not started never do: {done} then, and {tasks:?}");
+    assert_balanced(&tasks);
+}
+
+#[test]
+fn without_time_nobody_waits() {
+    let pool = TaskPool::builder().task_worker_num(1).on_task(|_cx, gate: Gate| Ok(gate.pass())).build().unwrap();
+    let (mut submitter, gate) = (pool.submitter(), Gate::default());
+    submitter.task(gate.clone()).unwrap();
+    // Were each to yield for a moment, they would take seconds together.
+    let start = Instant::now();
+    for _ in 0..100_000 {
+        assert_eq!(submitter.run_finished_for(Duration::ZERO), 0);
+    }
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(matches!(submitter.task_wait(gate.clone(), Duration::ZERO), Err(WaitError::TimedOut)));
+    gate.open();
+    finish_all(&mut submitter);
+    assert_eq!(pool.shutdown(PATIENCE).tasks.done, 1);
+}
+
+#[test]
+fn a_delayed_task_that_nobody_follows_ends_at_its_deadline() {
+    let pool = TaskPool::builder().on_task(|_cx, ()| Ok(())).build().unwrap();
+    let mut submitter = pool.submitter();
+    let late = TaskOptions::new().after(DAY).deadline(SOON);
+    let start = Instant::now();
+    submitter.with(late.clone()).task_oneway(()).unwrap();
+    submitter.with(late).task(()).unwrap();
+    drop(submitter);
+    eventually("both have timed out", || pool.stats().timed_out == 2);
+    assert_came_at(SOON, start);
+    let tasks = pool.stats();
+    assert_eq!((tasks.delayed, tasks.one_way, tasks.orphaned), (0, 1, 1));
+}
+
+#[test]
+fn a_task_fails_at_once_where_there_is_no_room_for_it_to_wait_for_another_attempt() {
+    let pool = TaskPool::builder().queue_capacity(1).on_task(|_cx, ()| Err::<(), _>(anyhow!("no"))).build().unwrap();
+    let mut submitter = pool.submitter();
+    let later = TaskOptions::new().after(DAY);
+    while submitter.with(later.clone()).task(()).is_ok() {}
+    let again = TaskOptions::new().retry(Retry::attempts(2).backoff(DAY, DAY));
+    assert!(matches!(submitter.with(again).task_wait((), PATIENCE), Err(WaitError::Failed(_))));
+    assert_eq!(pool.stats().retried, 0);
+}
+
+#[test]
 fn a_further_one_way_task_with_options_runs_as_they_say_and_nobody_hears_of_it() {
     let (sender, ran) = events();
     let pool = TaskPool::builder()

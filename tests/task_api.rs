@@ -207,6 +207,35 @@ fn a_connection_hears_of_a_deadline_when_it_comes() {
 }
 
 #[test]
+fn a_connection_that_sleeps_hears_of_the_deadlines_of_tasks_that_its_tasks_submitted() {
+    let gate = Gate::default();
+    let blocking = gate.clone();
+    let server = Server::builder()
+        .task_worker_num(1)
+        .framing(Framing::lines())
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
+        .on_task(move |cx, line| {
+            let soon = TaskOptions::new().deadline(Duration::from_millis(200));
+            cx.task_with(&soon, line)?;
+            Ok(blocking.pass())
+        })
+        .on_finish(|conn, done| Ok(conn.send(format!("{:?}\n", done.outcome().kind()))?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    // The only task worker is busy until the gate opens.
+    assert_eq!(client.ask("go"), "TimedOut");
+    gate.open();
+    assert_eq!(client.line(), "Done");
+    drop(client);
+    server.stop();
+}
+
+#[test]
 fn a_connection_that_closes_cancels_its_tasks_if_so_configured() {
     for cancel in [true, false] {
         let (sender, ran) = events();

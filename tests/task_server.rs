@@ -546,21 +546,24 @@ fn an_error_from_on_connect_or_on_receive_flushes_and_closes_with_that_reason() 
 
 #[test]
 fn a_task_from_on_close_runs_and_its_outcome_is_orphaned() {
-    let (report, ran) = events();
-    let server = Server::builder()
-        .on_receive(|_, _| Ok(()))
-        .on_task(move |_, text: String| Ok(report.send(text)?))
-        .on_close(|conn, _| {
-            conn.task("a last word".to_owned())?;
-            Ok(())
-        })
-        .bind("127.0.0.1:0")
-        .unwrap();
-    let server = run(server);
-    drop(server.client());
-    assert_eq!(ran.next(), "a last word");
-    let tasks = server.stop().tasks;
-    assert_eq!((tasks.done, tasks.orphaned), (1, 1));
+    for cancel in [false, true] {
+        let (report, ran) = events();
+        let server = Server::builder()
+            .cancel_on_close(cancel)
+            .on_receive(|_, _| Ok(()))
+            .on_task(move |_, text: String| Ok(report.send(text)?))
+            .on_close(|conn, _| {
+                conn.task("a last word".to_owned())?;
+                Ok(())
+            })
+            .bind("127.0.0.1:0")
+            .unwrap();
+        let server = run(server);
+        drop(server.client());
+        assert_eq!(ran.next(), "a last word");
+        let tasks = server.stop().tasks;
+        assert_eq!((tasks.done, tasks.orphaned), (1, 1));
+    }
 }
 
 /// Uses the server's handle when it is dropped.

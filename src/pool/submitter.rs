@@ -86,16 +86,21 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     /// With nothing in flight it waits as well, for a [repetition](Self::task_every), say.
     pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
         let run = self.run_finished();
-        if run > 0 || self.is_running || !self.port.may_wait() {
+        if run > 0 || timeout.is_zero() || self.is_running || !self.port.may_wait() {
             return run;
         }
-        let end = far(Instant::now(), timeout);
+        let mut now = Instant::now();
+        let end = far(now, timeout);
         loop {
-            self.port.wait_for_message(end);
+            self.port.wait_for_message(now, end);
             let run = self.run_finished();
-            // What comes may be held back, until its turn in the order of results has come.
-            if run > 0 || Instant::now() >= end {
+            if run > 0 {
                 return run;
+            }
+            // What comes may be held back, until its turn in the order of results has come.
+            now = Instant::now();
+            if now >= end {
+                return 0;
             }
         }
     }

@@ -10,7 +10,6 @@ use std::time::Instant;
 use super::later::{Later, TakenAway};
 use super::options::TaskOptions;
 use super::outcome::{Progress, TaskId};
-use super::port::far;
 use super::reply::NotTaken;
 use super::room::{Further, Room};
 use crate::error::{FinishError, NotFinished, TaskError, TryTaskError};
@@ -84,7 +83,8 @@ impl<T, R, O> TaskInfo<T, R, O> {
         self.room.crew.is_decided(self.worker_index)
     }
 
-    /// Whether the task's [deadline](TaskOptions::deadline) has passed; the end of a wait for it is none. Reads the clock.
+    /// Whether the task's [deadline](TaskOptions::deadline) has passed; the end of a wait for it is none. Reads the
+    /// clock.
     pub fn expired(&self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
@@ -251,9 +251,8 @@ impl<T: Send + 'static, R: Send + 'static, O> TaskInfo<T, R, O> {
             return Err(TryTaskError::new(TaskError::ShuttingDown, data));
         };
         let id = TaskId { submitter: self.number, sequence: self.sequence.get() + 1 };
-        let due = options.and_then(|options| options.after).map(|after| far(Instant::now(), after));
         let further = Further { id, reply_to, one_way };
-        let accepted = self.room.accept_further(further, data, options, due, &self.ledger);
+        let accepted = self.room.accept_further(further, data, options, &self.ledger);
         accepted.map_err(|(reason, data)| TryTaskError::new(reason, data))?;
         self.sequence.set(id.sequence);
         Ok(id)

@@ -31,7 +31,6 @@ pub(super) enum Finish<R, C> {
 pub(super) type Then<F, C> = Box<dyn FnOnce(&mut C, F) -> anyhow::Result<()>>;
 pub(super) type Each<R, C> = Box<dyn FnMut(&mut C, Finished<R>) -> anyhow::Result<()>>;
 
-#[derive(Default)]
 pub(super) struct Special {
     pub(super) deadline: Option<Instant>,
     pub(super) delayed: bool,

@@ -6,14 +6,8 @@
 //!
 //! A task for one task worker alone wakes that one, whoever else looks.
 
-use std::time::Duration;
-
 use super::Patience;
 use super::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence};
-
-/// How long a task worker with nothing to do lets others run before it sleeps: about what waking it costs. A client
-/// that waits for each answer before it asks again finds it awake.
-const HOT: Duration = Duration::from_micros(50);
 
 pub(super) struct Idle {
     /// How many look, or were woken to.
@@ -46,7 +40,7 @@ impl Idle {
         is_empty: impl Fn() -> bool,
     ) -> X {
         self.looking.fetch_add(1, Ordering::Relaxed);
-        let taken = patience.wait(usize::MAX, HOT, &mut take).unwrap_or_else(|| self.sleep(index, take));
+        let taken = patience.wait(usize::MAX, Patience::HOT, &mut take).unwrap_or_else(|| self.sleep(index, take));
         if self.looking.fetch_sub(1, Ordering::Relaxed) == 1 {
             // A push that still saw us looking relies on us.
             fence(Ordering::SeqCst);
@@ -75,14 +69,16 @@ impl Idle {
         }
     }
 
-    /// This one is to look again, if it sleeps.
-    fn rouse(&self, door: &mut MutexGuard<'_, Vec<usize>>, index: usize) {
-        if let Some(place) = door.iter().position(|&sleeper| sleeper == index) {
+    /// This one is to look again, if it sleeps; whether it did.
+    fn rouse(&self, door: &mut MutexGuard<'_, Vec<usize>>, index: usize) -> bool {
+        let place = door.iter().position(|&sleeper| sleeper == index);
+        if let Some(place) = place {
             door.swap_remove(place);
             self.looking.fetch_add(1, Ordering::Relaxed);
             self.sleeping.fetch_sub(1, Ordering::Relaxed);
             self.knocks[index].notify_one();
         }
+        place.is_some()
     }
 
     /// Has one task worker look, if one sleeps and none looks already. The caller has put a full fence between its
@@ -99,11 +95,9 @@ impl Idle {
         }
     }
 
-    /// Has this task worker look, if it sleeps. The same holds for the caller.
-    pub(super) fn wake(&self, index: usize) {
-        if self.sleeping.load(Ordering::Relaxed) > 0 {
-            self.rouse(&mut self.door.lock(), index);
-        }
+    /// Has this task worker look, if it sleeps; whether it did. The same holds for the caller.
+    pub(super) fn wake(&self, index: usize) -> bool {
+        self.sleeping.load(Ordering::Relaxed) > 0 && self.rouse(&mut self.door.lock(), index)
     }
 
     /// Has all look that sleep. The same holds for the caller.

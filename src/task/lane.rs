@@ -83,7 +83,7 @@ impl<X: Waits> Lane<X> {
         front.as_ref().map(look)
     }
 
-    /// One less for a moment, while somebody begins to look; never more.
+    /// One more or less for a moment, while somebody begins to look; but nothing is counted where there is nothing.
     pub(super) fn len(&self) -> usize {
         self.receiver.len() + usize::from(self.in_front.load(Ordering::Relaxed))
     }

@@ -95,7 +95,7 @@ impl<T> TaskOptions<T> {
     /// The outcome is there at the deadline, even while the task still runs. It is decided by the submitter, when it
     /// next looks for outcomes; a connection does so whenever none of its callbacks runs. Where nobody will hear of it,
     /// since the task is one-way or its submitter is gone, it is decided when a task worker comes to the task, or the
-    /// task returns.
+    /// task returns; but in time while it is delayed or waits for its next attempt.
     pub fn deadline(mut self, time: Duration) -> Self {
         self.deadline = Some(time);
         self

@@ -5,7 +5,7 @@ mod early;
 mod wait;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use super::options::TaskOptions;
 use super::order::Order;
 use super::outcome::{Progress, TaskId};
 use super::queue::{Job, Place, Task};
-use super::reply::{Limits, Message, ReplyAddress, Ticket, orphan};
+use super::reply::{Limits, Message, ReplyAddress, Ticket};
 use super::room::{Room, new_number};
 use crate::error::TaskError;
 use crate::panic::catch;
@@ -31,9 +31,9 @@ use crate::stats::{Ledger, OpenLedger};
 
 /// Belongs to one thread. `C` is who uses it, and is lent to the finish closures.
 ///
-/// Only the port itself decides the outcome of one of its tasks early, at a deadline or by cancelling it; and likewise
-/// of one that was submitted in its name, of whose deadline it is told. So it knows which of them have no outcome yet,
-/// but for those it is about to hear of.
+/// The port decides the outcome of one of its tasks early, at a deadline or by cancelling it; and likewise of one that
+/// was submitted in its name, of whose deadline it is told. Nobody else does without the ticket in hand. So it knows
+/// which of them have no outcome yet, but for those it is about to hear of.
 pub(crate) struct Port<T, R, C> {
     /// The sequence of the last accepted task.
     sequence: u64,
@@ -55,7 +55,7 @@ pub(crate) struct Port<T, R, C> {
     pub(crate) open: bool,
     /// The stamp of what is submitted now; taken when first needed.
     now: Option<Stamp>,
-    /// Those that are to end with it, each with what is there as long as it goes on or somebody may stop it.
+    /// Those that are to end with it, each with the mark that it has ended; gone, it has ended too.
     repetitions: Vec<(TaskId, Weak<AtomicBool>)>,
     /// So many tasks may be submitted before it looks again how many wait.
     credit: usize,
@@ -210,9 +210,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             return Err((TaskError::NoSuchWorker, Task { job, ticket, extra: None }));
         }
         let now = Instant::now();
-        let (extra, place) = options.settle(now);
+        let (extra, place, due) = options.settle(now);
         let deadline = extra.as_ref().and_then(|extra| extra.deadline);
-        let due = options.after.map(|after| far(now, after));
         let task = Task { job, ticket, extra };
         self.room.accept(task, place, due, self.config.until_drained, &self.ledger)?;
         let is_special = deadline.is_some() || due.is_some();
@@ -317,16 +316,17 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Whether there may be one more repetition.
     pub(super) fn may_repeat(&mut self) -> bool {
         let most = self.config.max_in_flight.saturating_mul(HARD_LIMIT);
-        if self.repetitions.len() >= most.min(64) {
+        let kept = self.repetitions.len();
+        if kept >= most || kept >= 64 && kept.is_power_of_two() {
             // Some have ended meanwhile.
-            self.repetitions.retain(|(_, goes_on)| goes_on.strong_count() > 0);
+            self.repetitions.retain(|(_, ended)| ended.upgrade().is_some_and(|ended| !ended.load(Ordering::Relaxed)));
         }
         self.repetitions.len() < most
     }
 
     /// A repetition that is to end with this.
-    pub(super) fn keep_repetition(&mut self, id: TaskId, goes_on: Weak<AtomicBool>) {
-        self.repetitions.push((id, goes_on));
+    pub(super) fn keep_repetition(&mut self, id: TaskId, ended: Weak<AtomicBool>) {
+        self.repetitions.push((id, ended));
     }
 
     /// Registers first and looks second; whoever drains the queue takes first and looks for us second.
@@ -361,6 +361,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Gives back what a burst has left allocated.
     pub(crate) fn release(&mut self) {
         self.flights.release();
+        self.address.release();
+        if self.foreign_deadlines.is_empty() {
+            self.foreign_deadlines = FxHashMap::default();
+        }
         if self.aside.is_empty() {
             self.aside = VecDeque::new();
         }
@@ -372,7 +376,7 @@ impl<T, R, C> Drop for Port<T, R, C> {
         self.address.close(&self.ledger);
         let held = self.order.take().into_iter().flat_map(Order::into_held);
         for message in self.aside.drain(..).chain(held) {
-            orphan(message, &self.ledger);
+            self.address.orphan_one(message, &self.ledger);
         }
         for (id, _) in self.repetitions.drain(..) {
             // What it holds is users', and so are the closures that follow; each drop may panic.

@@ -220,8 +220,8 @@ impl<T, R> Queue<T, R> {
         self.capacity.saturating_mul(HARD_LIMIT).saturating_add(self.submitters)
     }
 
-    /// Whether who will not wait is refused: at the capacity, or while others wait for room, who might do so for ever if
-    /// others always were faster.
+    /// Whether who will not wait is refused: at the capacity, or while others wait for room, who might do so for ever
+    /// if others always were faster.
     pub(super) fn is_full_at(&self, waiting: usize) -> bool {
         waiting >= self.capacity || !self.waiters.is_empty() && !self.has_room()
     }

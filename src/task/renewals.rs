@@ -18,8 +18,9 @@ impl Renewals {
         Renewals { due: (0..workers).map(|_| AtomicBool::new(false)).collect(), turn: AtomicUsize::new(NOBODY) }
     }
 
-    /// All are to renew their state; those that are told already do so once. `wake` wakes one that sleeps.
-    pub(super) fn tell_all(&self, wake: impl Fn(usize)) {
+    /// All are to renew their state; those that are told already do so once. `wake` wakes one,
+    /// if it sleeps, and says whether it did.
+    pub(super) fn tell_all(&self, wake: impl Fn(usize) -> bool) {
         for due in &self.due {
             due.store(true, Ordering::Relaxed);
         }
@@ -38,17 +39,17 @@ impl Renewals {
     }
 
     /// This one has a new state, or has ended.
-    pub(super) fn done(&self, index: usize, wake: impl Fn(usize)) {
+    pub(super) fn done(&self, index: usize, wake: impl Fn(usize) -> bool) {
         if self.turn.compare_exchange(index, NOBODY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.offer_turn(wake);
         }
     }
 
-    /// Wakes those who are to take the turn and sleep. Those who run a task look when it has ended.
-    fn offer_turn(&self, wake: impl Fn(usize)) {
+    /// Wakes one who is to take the turn and sleeps. Those who run a task look when it has ended.
+    fn offer_turn(&self, wake: impl Fn(usize) -> bool) {
         // Either who goes to sleep sees that it may have the turn, or we see it sleep.
         fence(Ordering::SeqCst);
-        (0..self.due.len()).filter(|&index| self.is_due(index)).for_each(wake);
+        let _ = (0..self.due.len()).filter(|&index| self.is_due(index)).any(wake);
     }
 
     fn is_due(&self, index: usize) -> bool {

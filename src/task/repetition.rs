@@ -97,8 +97,8 @@ impl<T, R> Repeating<T, R> {
         self.stopped.load(Ordering::Relaxed) || self.reply_to.is_gone()
     }
 
-    /// There as long as it goes on or somebody may stop it.
-    pub(super) fn goes_on(&self) -> Weak<AtomicBool> {
+    /// The mark that it has ended; gone with it and its handles.
+    pub(super) fn ended(&self) -> Weak<AtomicBool> {
         Arc::downgrade(&self.stopped)
     }
 
@@ -131,6 +131,7 @@ impl<T: Send + 'static, R: Send + 'static> Repeating<T, R> {
                 true
             }
             Err(message) => {
+                self.stopped.store(true, Ordering::Relaxed);
                 log::error!("a repetition panicked, and ends: {}", foreign(message));
                 false
             }
@@ -141,7 +142,7 @@ impl<T: Send + 'static, R: Send + 'static> Repeating<T, R> {
         let ids = TaskId { submitter: self.number, sequence: self.sequence + 1 };
         let further = Further { id: ids, reply_to: Arc::clone(&self.reply_to), one_way: false };
         // Refused only where others were faster, or a shutdown was: then this firing is left out.
-        match room.accept_further(further, payload, Some(&self.options), None, ledger) {
+        match room.accept_further(further, payload, Some(&self.options), ledger) {
             Ok(()) => self.sequence += 1,
             Err((_, payload)) => drop(catch(|| drop(payload))),
         }

@@ -62,7 +62,7 @@ pub(super) struct ReplyAddress<R> {
     gone: AtomicBool,
     /// Something is in `struck`, or all are to be cancelled: look closer at a task that starts.
     any_struck: AtomicBool,
-    /// All that have yet to start are to be cancelled, but for one-way tasks.
+    /// All that others submitted for it, and that have yet to start, are to be cancelled, but for one-way tasks.
     cancels: AtomicBool,
     /// Tasks whose outcome the submitter has decided while they were queued: whoever takes one out of the queue
     /// throws it away.
@@ -143,11 +143,20 @@ impl<R> ReplyAddress<R> {
     /// Whoever takes an outcome out counts it, so each is counted once.
     fn orphan(&self, ledger: &Ledger) {
         while let Ok(message) = self.receiver.try_recv() {
-            if message.ends().is_some_and(|id| id.submitter != self.number) {
+            self.orphan_one(message, ledger);
+        }
+    }
+
+    /// Counts an outcome that nobody will hear, and drops it.
+    pub(super) fn orphan_one(&self, message: Message<R>, ledger: &Ledger) {
+        if let Some(id) = message.ends() {
+            ledger.orphaned.add(1);
+            if id.submitter != self.number {
                 self.forget_foreign();
             }
-            orphan(message, ledger);
         }
+        // A result's own drop may panic; the rest must be counted all the same.
+        let _ = catch(|| drop(message));
     }
 
     /// From now on the task is thrown away by whoever takes it out of the queue.
@@ -172,7 +181,7 @@ impl<R> ReplyAddress<R> {
         was_struck
     }
 
-    /// From now on whoever is to start one of its tasks cancels it instead.
+    /// From now on whoever is to start a task that others submitted for it cancels that instead.
     pub(super) fn cancel_all(&self) {
         let _struck = self.struck.lock();
         self.cancels.store(true, Ordering::Relaxed);
@@ -181,6 +190,16 @@ impl<R> ReplyAddress<R> {
 
     pub(super) fn cancels(&self) -> bool {
         self.cancels.load(Ordering::Relaxed)
+    }
+
+    /// Gives back what a burst has left allocated.
+    pub(super) fn release(&self) {
+        for set in [&self.struck, &self.told] {
+            let mut set = set.lock();
+            if set.is_empty() {
+                *set = HashSet::new();
+            }
+        }
     }
 
     pub(super) fn is_struck(&self, id: TaskId) -> bool {
@@ -234,15 +253,6 @@ impl<R> ReplyAddress<R> {
     }
 }
 
-/// Counts an outcome that nobody will hear, and drops it.
-pub(super) fn orphan<R>(message: Message<R>, ledger: &Ledger) {
-    if message.ends().is_some() {
-        ledger.orphaned.add(1);
-    }
-    // A result's own drop may panic; the rest must be counted all the same.
-    let _ = catch(|| drop(message));
-}
-
 /// The right to decide a task's outcome. There is one per accepted task; whoever takes it owns the outcome.
 pub(super) struct Ticket<R> {
     pub(super) id: TaskId,
@@ -269,9 +279,9 @@ pub(super) enum NotTaken {
 }
 
 impl<R> Ticket<R> {
-    /// Whether its submitter has closed and wants no more of it to run.
+    /// Whether it was submitted in the name of somebody who has closed since, and wants no more of it to run.
     pub(super) fn is_cancelled(&self) -> bool {
-        !self.one_way && self.reply_to.cancels()
+        !self.one_way && self.id.submitter != self.reply_to.number && self.reply_to.cancels()
     }
 
     /// Decides the outcome and sends it. Done under the lock where the ticket was found, so that who else looks for
@@ -299,8 +309,8 @@ impl<R> Ticket<R> {
         Finished { id: self.id, outcome, is_last, worker_index: ran.map(|(worker_index, _)| worker_index), run }
     }
 
-    /// Decides the outcome of a task in the name of a shutdown, unless its submitter has: of one that comes out of the
-    /// queue or the timer, or whose task worker has yet to see that it was struck.
+    /// Decides the outcome of a task that is given up, unless its submitter has: of one that comes out of the queue or
+    /// the timer, or whose task worker has yet to see that it was struck.
     pub(super) fn decide_unless_struck(
         self,
         ended: Ended<R>,

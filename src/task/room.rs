@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::crew::Crew;
 use super::options::TaskOptions;
 use super::outcome::{Ended, Outcome, TaskId};
+use super::port::far;
 use super::queue::{Extra, Job, Place, Queue, Task};
 use super::repetition::Keeper;
 use super::reply::{Message, ReplyAddress, Ticket};
@@ -48,16 +49,18 @@ pub(super) fn new_number() -> u64 {
 }
 
 impl<T> TaskOptions<T> {
-    /// What a task submitted now with these options has beside its payload, and where it waits. The worker must exist.
-    pub(super) fn settle(&self, now: Instant) -> (Option<Box<Extra<T>>>, Place) {
-        let TaskOptions { worker, priority, deadline, after: _, retry } = self;
+    /// What a task submitted now with these options has beside its payload, where it waits, and when it is due if it is
+    /// delayed. The worker must exist.
+    pub(super) fn settle(&self, now: Instant) -> (Option<Box<Extra<T>>>, Place, Option<Instant>) {
+        let TaskOptions { worker, priority, deadline, after, retry } = self;
         let place = Place { worker: worker.map(|worker| worker as u32), priority: *priority };
+        let due = after.map(|after| far(now, after));
         if deadline.is_none() && retry.is_none() {
-            return (None, place);
+            return (None, place, due);
         }
         let deadline = deadline.and_then(|deadline| now.checked_add(deadline));
         let extra = Extra { deadline, attempt: 1, retry: retry.clone(), last_error: None, place };
-        (Some(Box::new(extra)), place)
+        (Some(Box::new(extra)), place, due)
     }
 }
 
@@ -147,7 +150,6 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         further: Further<R>,
         payload: T,
         options: Option<&TaskOptions<T>>,
-        due: Option<Instant>,
         ledger: &Ledger,
     ) -> Result<(), (TaskError, T)> {
         let Further { id, reply_to, one_way } = further;
@@ -155,7 +157,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
             return Err((TaskError::TooManyInFlight, payload));
         }
         let now = Instant::now();
-        let (extra, place) = options.map(|options| options.settle(now)).unwrap_or_default();
+        let (extra, place, due) = options.map(|options| options.settle(now)).unwrap_or_default();
         let ticket = Ticket { id, queued_at: Stamp::from(now), reply_to: Arc::clone(&reply_to), one_way };
         let task = Task { job: Job::OnTask(payload), ticket, extra };
         let has_deadline = task.deadline().is_some();
@@ -179,7 +181,9 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         fence(Ordering::SeqCst);
         match place.worker {
             None => self.crew.idle.wake_one(),
-            Some(worker) => self.crew.idle.wake(worker as usize),
+            Some(worker) => {
+                self.crew.idle.wake(worker as usize);
+            }
         }
         if self.closed.load(Ordering::Relaxed) {
             self.abandon_queued(ledger);
@@ -191,7 +195,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         let (id, reply_to) = (task.ticket.id, Arc::clone(&task.ticket.reply_to));
         let due = task.deadline().map_or(due, |deadline| deadline.min(due));
         if let Err(task) = Timer::insert(self, due, task, place) {
-            // A shutdown has begun meanwhile.
+            // A shutdown has begun meanwhile, or this was to be the first and there is no thread.
             return self.end_delayed(*task, ledger);
         }
         // Either we see here that its submitter has decided the outcome, or the submitter finds it in the timer.

@@ -30,8 +30,8 @@ impl Waiters {
         self.rounds.load(Ordering::Relaxed)
     }
 
-    /// Registers to be woken once there is room, and returns the round it waits for. Look for room after it; and register
-    /// again if there is none after that round, since others may have been faster.
+    /// Registers to be woken once there is room, and returns the round it waits for. Look for room after it; and
+    /// register again if there is none after that round, since others may have been faster.
     pub(super) fn register(&self, waiter: Arc<dyn Wake>) -> usize {
         let mut waiting = self.waiting.lock();
         waiting.push(waiter);

@@ -122,7 +122,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
     {
         let With { port, options, .. } = self;
         let room = Arc::clone(&port.room);
-        let options = options.unwrap_or_default();
+        let mut options = options.unwrap_or_default();
         if !port.open {
             return Err(TaskError::ShuttingDown);
         }
@@ -132,13 +132,13 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
         if !port.may_repeat() {
             return Err(TaskError::TooManyInFlight);
         }
-        let first = far(Instant::now(), options.after.unwrap_or(period));
+        let first = far(Instant::now(), options.after.take().unwrap_or(period));
         let keeper = Arc::downgrade(&room) as Weak<dyn Keeper>;
         let reply_to = Arc::clone(&port.address);
         let (repeating, handle) = Repeating::new(new_number(), period, Box::new(make), options, reply_to, keeper);
-        let (id, goes_on) = (repeating.id(), repeating.goes_on());
+        let (id, ended) = (repeating.id(), repeating.ended());
         Timer::repeat(&room, first, Box::new(repeating))?;
-        port.keep_repetition(id, goes_on);
+        port.keep_repetition(id, ended);
         Ok(handle)
     }
 

@@ -158,11 +158,15 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     /// Blocks until there is something to do.
     fn wait(&self, seat: &mut Seat, patience: &mut Patience) -> Next<T, R> {
         let Room { queue, crew, .. } = &*self.room;
-        let look = || match queue.take(seat) {
-            Some(task) => Some(Next::Run(task)),
-            None if crew.is_over() => Some(Next::Leave(Left::ToldToEnd)),
-            None if crew.renewals.takes_turn(self.index) => Some(Next::Leave(Left::ToRenew)),
-            None => None,
+        let look = || {
+            // First, since who offered the turn may have woken nobody else.
+            if crew.renewals.takes_turn(self.index) {
+                return Some(Next::Leave(Left::ToRenew));
+            }
+            match queue.take(seat) {
+                Some(task) => Some(Next::Run(task)),
+                None => crew.is_over().then_some(Next::Leave(Left::ToldToEnd)),
+            }
         };
         crew.idle.wait(self.index, patience, look, || queue.is_empty())
     }

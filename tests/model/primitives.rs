@@ -58,6 +58,8 @@ pub trait Wake: Send + Sync {
 pub struct Patience;
 
 impl Patience {
+    pub const HOT: std::time::Duration = std::time::Duration::ZERO;
+
     pub fn wait<X>(
         &mut self,
         _yields: usize,

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Port;
+use crate::patience::Patience;
 use crate::task::flight::{Delivery, Each, Finish, Flight, What};
 use crate::task::order::Order;
 use crate::task::outcome::{Finished, Progress, Returned, TaskId};
@@ -12,9 +13,6 @@ use crate::task::reply::Message;
 /// their heels, each message would cost both sides the cache lines that the other one writes.
 const GATHERED: usize = 128;
 
-/// How long a thread that waits lets others run before it sleeps: about what waking it costs.
-pub(super) const HOT: Duration = Duration::from_micros(50);
-
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Whether there may be something to deliver.
     pub(crate) fn has_message(&self) -> bool {
@@ -23,14 +21,14 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             || self.order.as_ref().is_some_and(Order::has_next)
     }
 
-    /// More messages than this cannot be here, but for those of progress.
+    /// More messages than this cannot be here, but for those of progress and of deadlines.
     pub(crate) fn most_messages(&self) -> usize {
         self.in_flight() + self.address.results()
     }
 
     /// Blocks until a message is here, a deadline of a task in flight has come, or it is `end`. Call it when there is
     /// none.
-    pub(crate) fn wait_for_message(&mut self, end: Instant) {
+    pub(crate) fn wait_for_message(&mut self, now: Instant, end: Instant) {
         let until = self.next_deadline().map_or(end, |deadline| deadline.min(end));
         let (receiver, queue) = (self.address.receiver(), &self.room.queue);
         let enough = (self.in_flight() / 2).min(GATHERED);
@@ -38,10 +36,27 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             let here = receiver.len();
             (here > 0 && (here >= enough || queue.is_empty())).then_some(())
         };
-        if self.patience.wait(usize::MAX, HOT, is_here).is_none() {
+        let time = until.saturating_duration_since(now).min(Patience::HOT);
+        if self.patience.wait(usize::MAX, time, is_here).is_none() {
             if let Some(message) = self.sleep(Some(until)) {
                 self.put_aside(message);
             }
+        }
+    }
+
+    /// The next message; `None` at the deadline, until which there is so much time left.
+    pub(super) fn receive(&mut self, deadline: Option<Instant>, left: Duration) -> Option<Message<R>> {
+        let receiver = self.address.receiver();
+        let here = self.patience.wait(usize::MAX, left.min(Patience::HOT), || receiver.try_recv().ok());
+        here.or_else(|| self.sleep(deadline))
+    }
+
+    /// The same without yielding before.
+    fn sleep(&self, deadline: Option<Instant>) -> Option<Message<R>> {
+        let receiver = self.address.receiver();
+        match deadline {
+            Some(deadline) => receiver.recv_deadline(deadline).ok(),
+            None => receiver.recv().ok(),
         }
     }
 

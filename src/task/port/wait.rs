@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::Port;
-use super::delivery::HOT;
 use crate::error::{TaskError, WaitError};
 use crate::panic::catch;
 use crate::stamp::Stamp;
@@ -89,10 +88,14 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let time = own.map_or(timeout, |deadline| deadline.min(timeout));
         let deadline = now.checked_add(time);
         self.submit_waited(payloads, options.as_ref(), &mut waited);
-        while waited.open > 0 && !time.is_zero() {
-            match self.receive(deadline) {
+        let mut left = time;
+        while waited.open > 0 && !left.is_zero() {
+            match self.receive(deadline, left) {
                 Some(message) => self.sort(message, &mut waited),
                 None => break,
+            }
+            if waited.open > 0 {
+                left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
             }
         }
         self.give_up_waiting(&mut waited);
@@ -114,22 +117,6 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
                 }
                 Err((reason, _)) => waited.results[place] = Some(Err(WaitError::NotAccepted(reason))),
             }
-        }
-    }
-
-    /// The next message; `None` at the deadline, or a moment later.
-    fn receive(&mut self, deadline: Option<Instant>) -> Option<Message<R>> {
-        let receiver = self.address.receiver();
-        let here = self.patience.wait(usize::MAX, HOT, || receiver.try_recv().ok());
-        here.or_else(|| self.sleep(deadline))
-    }
-
-    /// The same without yielding before.
-    pub(super) fn sleep(&self, deadline: Option<Instant>) -> Option<Message<R>> {
-        let receiver = self.address.receiver();
-        match deadline {
-            Some(deadline) => receiver.recv_deadline(deadline).ok(),
-            None => receiver.recv().ok(),
         }
     }
 
