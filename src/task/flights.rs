@@ -31,7 +31,9 @@ impl<F> Flights<F> {
     #[inline]
     pub(super) fn insert(&mut self, sequence: u64, flight: F) {
         // One-way tasks leave gaps.
-        if self.window.is_empty() || sequence - self.first > (self.window.len() + SHORT) as u64 {
+        if self.window.is_empty() {
+            self.first = sequence;
+        } else if sequence - self.first > (self.window.len() + SHORT) as u64 {
             self.empty_window();
             self.first = sequence;
         }
