@@ -15,7 +15,7 @@ pub(crate) use delivery::TaskCallbacks;
 
 use super::Wake;
 use super::bell::Bell;
-use super::flight::{Finish, Flight, Special};
+use super::flight::{Finish, Flight};
 use super::flights::Flights;
 use super::options::TaskOptions;
 use super::order::Order;
@@ -180,17 +180,17 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             None => {
                 let task = Task { job, ticket, extra: None };
                 let until_drained = self.config.until_drained;
-                self.room.accept(task, Place::default(), None, until_drained, &self.ledger).map(|()| None)
+                self.room.accept(task, Place::default(), None, until_drained, &self.ledger).map(|()| (None, false))
             }
             Some(options) => self.accept_with(options, job, ticket),
         };
-        let special = match accepted {
-            Ok(special) => special,
+        let (deadline, delayed) = match accepted {
+            Ok(times) => times,
             Err((reason, task)) => return Err((reason, task.job)),
         };
         self.sequence = id.sequence;
         if let Some(finish) = heard {
-            self.take_off(id.sequence, Flight { finish, special, ended: false });
+            self.take_off(id.sequence, Flight::new(finish, deadline, delayed));
         }
         let full = waiting + 1 >= self.room.queue.capacity() || !self.room.queue.waiters.is_empty();
         if full && when_full == WhenFull::Defer && self.held_back.is_none() {
@@ -199,13 +199,14 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         Ok(id)
     }
 
+    /// The task's deadline, if it has one, and whether it is delayed.
     #[expect(clippy::type_complexity)]
     fn accept_with(
         &self,
         options: &TaskOptions<T>,
         job: Job<T>,
         ticket: Ticket<R>,
-    ) -> Result<Option<Box<Special>>, (TaskError, Task<T, R>)> {
+    ) -> Result<(Option<Instant>, bool), (TaskError, Task<T, R>)> {
         if options.worker.is_some_and(|worker| worker >= self.room.crew.size()) {
             return Err((TaskError::NoSuchWorker, Task { job, ticket, extra: None }));
         }
@@ -214,8 +215,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let deadline = extra.as_ref().and_then(|extra| extra.deadline);
         let task = Task { job, ticket, extra };
         self.room.accept(task, place, due, self.config.until_drained, &self.ledger)?;
-        let is_special = deadline.is_some() || due.is_some();
-        Ok(is_special.then(|| Box::new(Special { deadline, delayed: due.is_some() })))
+        Ok((deadline, due.is_some()))
     }
 
     #[inline]
@@ -244,7 +244,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
                 order.leave(sequence);
             }
         }
-        Some(flight.finish)
+        Some(flight.into_finish())
     }
 
     /// How many tasks wait; 0 while there is credit.

@@ -153,19 +153,19 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if finished.id.submitter != self.address.number {
             return Some(What::ForAll(finished));
         }
-        match &mut self.flights.get_mut(finished.id.sequence)?.finish {
-            Finish::ForAll => Some(What::ForAll(finished)),
-            Finish::Each(each) => each.take().map(|each| What::Each(each, finished)),
-            // It asked for the outcome only.
-            Finish::Then(_) | Finish::Closure(_) | Finish::Waited => None,
+        let flight = self.flights.get_mut(finished.id.sequence)?;
+        if flight.is_for_all() {
+            return Some(What::ForAll(finished));
         }
+        // Others asked for the outcome only.
+        flight.each()?.take().map(|each| What::Each(each, finished))
     }
 
     fn put_back(&mut self, id: TaskId, closure: Each<R, C>) {
         if id.submitter != self.address.number {
             return;
         }
-        if let Some(Flight { finish: Finish::Each(each), .. }) = self.flights.get_mut(id.sequence) {
+        if let Some(each) = self.flights.get_mut(id.sequence).and_then(Flight::each) {
             *each = Some(closure);
         }
     }
