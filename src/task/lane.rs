@@ -35,7 +35,7 @@ impl<X: Waits> Lane<X> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(&self, value: X) {
         // Cannot fail: a receiver lives as long as this.
         let _ = self.sender.send(value);

@@ -134,7 +134,7 @@ impl<T, R> Queue<T, R> {
     }
 
     /// Never waits. Put a full fence after it, and wake a task worker.
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(&self, task: Task<T, R>, place: Place) {
         let lanes = match place.worker {
             None => &self.shared,

@@ -99,6 +99,8 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     ///
     /// `until_drained`: refuses it once a shutdown has begun, and so does not let one in that no task worker would see.
     /// A connection need not ask for that: task workers do not end before it has.
+    // From here to the channel all is inlined: each call would copy the task once more.
+    #[inline(always)]
     pub(super) fn accept(
         self: &Arc<Self>,
         task: Task<T, R>,
@@ -173,7 +175,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     }
 
     /// Queues a task that was accepted, and wakes a task worker for it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn queue_up(&self, task: Task<T, R>, place: Place, ledger: &Ledger) {
         self.queue.push(task, place);
         // Either we see here that it was closed meanwhile, or whoever closes it sees this task; and likewise with a
