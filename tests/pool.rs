@@ -17,7 +17,10 @@ use backroom::{
     BuildError, Finished, Later, NotFinished, Outcome, OutcomeKind, Priority, ReplyDropped, Retry, Submitter,
     TaskError, TaskFailure, TaskOptions, TaskPool, WaitError,
 };
-use common::{Gate, PATIENCE, assert_balanced, events, eventually, resident_bytes, succeeds};
+use common::{
+    Gate, PATIENCE, assert_balanced, ends, events, eventually, finish_all, finish_until, heard, resident_bytes,
+    succeeds,
+};
 use parking_lot::Mutex;
 
 type Job = Box<dyn FnOnce() -> u32 + Send>;
@@ -25,38 +28,6 @@ type Job = Box<dyn FnOnce() -> u32 + Send>;
 /// A pool whose tasks are closures, so that each test can say what a task does.
 fn pool(task_workers: usize) -> TaskPool<Job, u32> {
     TaskPool::builder().task_worker_num(task_workers).on_task(|_cx, job: Job| Ok(job())).build().unwrap()
-}
-
-/// Where finish closures leave what they heard.
-type Heard<X> = Rc<RefCell<Vec<X>>>;
-
-fn heard<X>() -> Heard<X> {
-    Rc::default()
-}
-
-/// Runs finish closures until nothing is in flight.
-fn finish_all<T: Send, R: Send>(submitter: &mut Submitter<T, R>) {
-    let start = Instant::now();
-    while submitter.tasks_in_flight() > 0 {
-        assert!(start.elapsed() < PATIENCE, "{submitter:?}");
-        submitter.run_finished_for(PATIENCE);
-    }
-}
-
-/// Runs finish closures until there is something in `heard`.
-fn finish_until<T: Send, R: Send, X>(submitter: &mut Submitter<T, R>, heard: &Heard<X>, count: usize) {
-    let start = Instant::now();
-    while heard.borrow().len() < count {
-        assert!(start.elapsed() < PATIENCE, "{submitter:?}");
-        submitter.run_finished_for(PATIENCE);
-    }
-}
-
-fn ends<T: Send, R: Send>(
-    heard: &Heard<OutcomeKind>,
-) -> impl FnOnce(&mut Submitter<T, R>, Finished<R>) -> anyhow::Result<()> + use<T, R> {
-    let heard = Rc::clone(heard);
-    move |_, done| Ok(heard.borrow_mut().push(done.outcome().kind()))
 }
 
 #[test]

@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,45 +15,13 @@ use backroom::{
     Finished, Later, Observer, OutcomeKind, Priority, Retry, Submitter, TaskError, TaskFailure, TaskId, TaskOptions,
     TaskPool, WaitError,
 };
-use common::{Gate, PATIENCE, assert_balanced, events, eventually};
+use common::{Gate, PATIENCE, assert_balanced, ends, events, eventually, finish_all, finish_until, heard};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 /// Time enough for a task to start, and for a test to look.
 const SOON: Duration = Duration::from_millis(300);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Where finish closures leave what they heard.
-type Heard<X> = Rc<RefCell<Vec<X>>>;
-
-fn heard<X>() -> Heard<X> {
-    Rc::default()
-}
-
-/// Runs finish closures until nothing is in flight.
-fn finish_all<T: Send, R: Send>(submitter: &mut Submitter<T, R>) {
-    let start = Instant::now();
-    while submitter.tasks_in_flight() > 0 {
-        assert!(start.elapsed() < PATIENCE, "{submitter:?}");
-        submitter.run_finished_for(PATIENCE);
-    }
-}
-
-/// Runs finish closures until so much is in `heard`.
-fn finish_until<T: Send, R: Send, X>(submitter: &mut Submitter<T, R>, heard: &Heard<X>, count: usize) {
-    let start = Instant::now();
-    while heard.borrow().len() < count {
-        assert!(start.elapsed() < PATIENCE, "{submitter:?}");
-        submitter.run_finished_for(PATIENCE);
-    }
-}
-
-fn ends<T: Send, R: Send>(
-    heard: &Heard<OutcomeKind>,
-) -> impl FnOnce(&mut Submitter<T, R>, Finished<R>) -> anyhow::Result<()> + use<T, R> {
-    let heard = Rc::clone(heard);
-    move |_, done| Ok(heard.borrow_mut().push(done.outcome().kind()))
-}
 
 /// It came when it was due, and not much later.
 fn assert_came_at(due: Duration, start: Instant) {

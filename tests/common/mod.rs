@@ -1,15 +1,17 @@
 //! What the tests share: a server on its own thread, a client of lines, and things to wait on.
 
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unit_arg)]
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use backroom::{RunError, Server, ServerHandle, ShutdownReport, TaskStats};
+use backroom::{Finished, OutcomeKind, RunError, Server, ServerHandle, ShutdownReport, Submitter, TaskStats};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
@@ -61,6 +63,39 @@ pub fn assert_balanced(tasks: &TaskStats) {
     assert_eq!(tasks.pending, 0, "{tasks:?}");
     assert_eq!(tasks.accepted, tasks.outcomes(), "{tasks:?}");
     assert_eq!(tasks.outcomes(), tasks.delivered + tasks.orphaned + tasks.one_way, "{tasks:?}");
+}
+
+/// Where finish closures leave what they heard.
+pub type Heard<X> = Rc<RefCell<Vec<X>>>;
+
+pub fn heard<X>() -> Heard<X> {
+    Rc::default()
+}
+
+/// Runs finish closures until nothing is in flight.
+pub fn finish_all<T: Send, R: Send>(submitter: &mut Submitter<T, R>) {
+    let start = Instant::now();
+    while submitter.tasks_in_flight() > 0 {
+        assert!(start.elapsed() < PATIENCE, "{submitter:?}");
+        submitter.run_finished_for(PATIENCE);
+    }
+}
+
+/// Runs finish closures until so much is in `heard`.
+pub fn finish_until<T: Send, R: Send, X>(submitter: &mut Submitter<T, R>, heard: &Heard<X>, count: usize) {
+    let start = Instant::now();
+    while heard.borrow().len() < count {
+        assert!(start.elapsed() < PATIENCE, "{submitter:?}");
+        submitter.run_finished_for(PATIENCE);
+    }
+}
+
+/// A finish closure that leaves there how its task ended.
+pub fn ends<T: Send, R: Send>(
+    heard: &Heard<OutcomeKind>,
+) -> impl FnOnce(&mut Submitter<T, R>, Finished<R>) -> anyhow::Result<()> + use<T, R> {
+    let heard = Rc::clone(heard);
+    move |_, done| Ok(heard.borrow_mut().push(done.outcome().kind()))
 }
 
 /// A client that speaks lines.
