@@ -169,10 +169,6 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if let Some(reason) = self.refusal(when_full, waiting, matches!(heard, Some(Finish::Waited))) {
             return Err((reason, job));
         }
-        if options.is_some_and(|options| options.deadline.is_some() || options.after.is_some()) {
-            // Those times count from now, and not from when this batch began.
-            self.now = None;
-        }
         let now = *self.now.get_or_insert_with(Stamp::now);
         let id = self.id(self.sequence + 1);
         let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&self.address), one_way: heard.is_none() };
@@ -210,8 +206,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         if options.worker.is_some_and(|worker| worker >= self.room.crew.size()) {
             return Err((TaskError::NoSuchWorker, Task { job, ticket, extra: None }));
         }
-        let now = Instant::now();
-        let (extra, place, due) = options.settle(now);
+        // Deadline and delay count from now, and not from when this batch began.
+        let (extra, place, due) = options.settle(Instant::now());
         let deadline = extra.as_ref().and_then(|extra| extra.deadline);
         let task = Task { job, ticket, extra };
         self.room.accept(task, place, due, self.config.until_drained, &self.ledger)?;

@@ -57,7 +57,7 @@ pub(super) struct ReplyAddress<R> {
     /// The number of the submitter.
     pub(super) number: u64,
     sender: Sender<Message<R>>,
-    /// A second receiver beside the submitter's own, for the outcomes that come once it is gone.
+    /// The submitter takes from it; once it is gone, whoever pushes does.
     receiver: Receiver<Message<R>>,
     gone: AtomicBool,
     /// Something is in `struck`, or all are to be cancelled: look closer at a task that starts.

@@ -160,7 +160,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let Room { queue, crew, .. } = &*self.room;
         let look = || {
             // First, since who offered the turn may have woken nobody else.
-            if crew.renewals.takes_turn(self.index) {
+            if !crew.is_over() && crew.renewals.takes_turn(self.index) {
                 return Some(Next::Leave(Left::ToRenew));
             }
             match queue.take(seat) {

@@ -83,7 +83,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
         let now = Instant::now();
         self.now = Some(Stamp::from(now));
-        // No deadline of the tasks', which would cost them memory: the end of the wait ends them as well.
+        // The time is not made a deadline of the tasks', which would cost them memory: its end ends them as well.
         let own = options.as_ref().and_then(|options| options.deadline);
         let time = own.map_or(timeout, |deadline| deadline.min(timeout));
         let deadline = now.checked_add(time);
