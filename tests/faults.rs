@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backroom::{CloseReason, Framing, Server, ServerBuilder, TaskError, TaskOptions, TaskPool, stage};
-use common::{Client, Gate, PATIENCE, Running, events, eventually, run, succeeds};
+use common::{Client, Gate, PATIENCE, Running, events, eventually, log_from, run, succeeds};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 type Builder = ServerBuilder<Vec<u8>, Vec<u8>, (), (), stage::State>;
@@ -416,32 +416,14 @@ fn resident() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-/// Keeps what is logged.
-struct Logged(parking_lot::Mutex<Vec<String>>);
-
-static LOGGED: Logged = Logged(parking_lot::Mutex::new(Vec::new()));
-
-impl log::Log for Logged {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        self.0.lock().push(format!("{} {}", record.level(), record.args()));
-    }
-
-    fn flush(&self) {}
-}
-
 #[test]
 fn the_default_limit_of_connections_follows_from_the_process_and_is_logged() {
     let Some(child) = in_child!() else {
-        log::set_logger(&LOGGED).unwrap();
-        log::set_max_level(log::LevelFilter::Info);
+        let logged = log_from(log::LevelFilter::Info);
         let hard = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: Some(164), maximum: hard }).unwrap();
         let server = echo(|builder| builder);
-        let lines = LOGGED.0.lock().clone();
+        let lines = logged.lock().clone();
         assert!(lines.iter().any(|line| line.ends_with("at most 50 connections")), "{lines:?}");
         server.stop();
         return;
@@ -452,8 +434,7 @@ fn the_default_limit_of_connections_follows_from_the_process_and_is_logged() {
 #[test]
 fn a_storm_of_panics_and_errors_is_logged_once_a_second_and_with_no_raw_bytes() {
     let Some(child) = in_child!() else {
-        log::set_logger(&LOGGED).unwrap();
-        log::set_max_level(log::LevelFilter::Debug);
+        let logged = log_from(log::LevelFilter::Debug);
         std::panic::set_hook(Box::new(|_| ()));
         let server = Server::builder()
             .framing(Framing::lines())
@@ -478,7 +459,7 @@ fn a_storm_of_panics_and_errors_is_logged_once_a_second_and_with_no_raw_bytes() 
         drop(client);
         server.stop();
         let seconds = begun.elapsed().as_secs() as usize + 1;
-        let lines = LOGGED.0.lock().clone();
+        let lines = logged.lock().clone();
         let count = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();
         let _ = std::panic::take_hook();
         assert!((1..=seconds).contains(&count("ERROR task ")), "{lines:?}");

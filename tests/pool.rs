@@ -1342,7 +1342,7 @@ fn the_oldest_queued_task_is_seen_and_looking_changes_no_order() {
     for number in 1..1000 {
         submitter.task((None, number)).unwrap();
     }
-    thread::sleep(Duration::from_millis(5));
+    thread::sleep(Duration::from_millis(5)); // the time that is asked for next
     let oldest = pool.stats().oldest_queued.unwrap();
     assert!(oldest >= Duration::from_millis(5) && oldest <= before.elapsed(), "{oldest:?}");
     gate.open();

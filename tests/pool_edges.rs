@@ -15,7 +15,7 @@ use backroom::{
     Finished, Later, Observer, OutcomeKind, Priority, Retry, Submitter, TaskError, TaskFailure, TaskId, TaskOptions,
     TaskPool, WaitError,
 };
-use common::{Gate, PATIENCE, assert_balanced, ends, events, eventually, finish_all, finish_until, heard};
+use common::{Gate, PATIENCE, assert_balanced, ends, events, eventually, finish_all, finish_until, heard, log_from};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
@@ -491,31 +491,13 @@ fn the_stop_hook_gets_states_that_are_renewed_or_end_and_none_that_a_panic_has_l
     assert_balanced(&tasks);
 }
 
-/// Keeps what is logged.
-struct Logged(Mutex<Vec<String>>);
-
-static LOGGED: Logged = Logged(Mutex::new(Vec::new()));
-
-impl log::Log for Logged {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        self.0.lock().push(format!("{} {}", record.level(), record.args()));
-    }
-
-    fn flush(&self) {}
-}
-
 #[test]
 fn a_stop_hook_that_panics_is_logged_and_its_task_worker_goes_on() {
     if let Some(child) = in_child!() {
         common::succeeds(child);
         return;
     }
-    log::set_logger(&LOGGED).unwrap();
-    log::set_max_level(log::LevelFilter::Warn);
+    let logged = log_from(log::LevelFilter::Warn);
     let made = AtomicUsize::new(0);
     let pool = TaskPool::builder()
         .task_worker_num(1)
@@ -532,7 +514,7 @@ fn a_stop_hook_that_panics_is_logged_and_its_task_worker_goes_on() {
     let report = pool.shutdown(PATIENCE);
     assert_eq!((report.tasks.done, report.tasks.panicked, report.task_workers_running), (2, 0, 0));
     assert_balanced(&report.tasks);
-    let lines = LOGGED.0.lock().clone();
+    let lines = logged.lock().clone();
     for state in 0..2 {
         let about = |line: &&String| line.starts_with("WARN task worker 0: ") && line.contains("cannot close");
         let told = lines.iter().filter(about).filter(|line| line.ends_with(&format!("cannot close {state}")));

@@ -208,8 +208,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
         // Deadline and delay count from now, and not from when this batch began.
         let (extra, place, due) = options.settle(Instant::now());
-        let deadline = extra.as_ref().and_then(|extra| extra.deadline);
         let task = Task { job, ticket, extra };
+        let deadline = task.deadline();
         self.room.accept(task, place, due, self.config.until_drained, &self.ledger)?;
         Ok((deadline, due.is_some()))
     }

@@ -65,7 +65,7 @@ impl<T> TaskOptions<T> {
 }
 
 impl<T, R> Task<T, R> {
-    fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         self.extra.as_ref()?.deadline
     }
 

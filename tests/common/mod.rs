@@ -191,6 +191,29 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+struct Logged(Mutex<Vec<String>>);
+
+static LOGGED: Logged = Logged(Mutex::new(Vec::new()));
+
+impl log::Log for Logged {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().push(format!("{} {}", record.level(), record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// Keeps what is logged from now on, at this level and above, in this process.
+pub fn log_from(level: log::LevelFilter) -> &'static Mutex<Vec<String>> {
+    log::set_logger(&LOGGED).expect("the first logger");
+    log::set_max_level(level);
+    &LOGGED.0
+}
+
 const CHILD: &str = "BACKROOM_TEST_CHILD";
 
 /// Runs the calling test again in a process of its own, as its child part; `None` in that child.
