@@ -4,13 +4,13 @@
 //! Without `--demo` it listens on 127.0.0.1:9501; try `nc 127.0.0.1 9501`.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use backroom::{Framing, Outcome, Server, ServerHandle};
+use backroom::{Address, Framing, Outcome, Server, ServerHandle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -140,7 +140,7 @@ fn shut_down_on_signal(mut signals: Signals, handle: &ServerHandle, drain_time: 
 }
 
 /// Sends three lines and prints their answers, which come in the order in which the tasks end.
-fn play_client(addr: SocketAddr) -> anyhow::Result<()> {
+fn play_client(addr: Address) -> anyhow::Result<()> {
     let mut server = TcpStream::connect(addr)?;
     server.set_read_timeout(Some(Duration::from_secs(60)))?;
     let lines = ["first mail", "second mail", "third mail"];

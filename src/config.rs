@@ -1,16 +1,17 @@
 //! Every knob: its default, and what cannot work. What each means is said at its setter, in `server::settings` and
 //! `pool::builder`.
 
-use std::time::Duration;
-
 use crate::error::BindError;
-use crate::net::Framing;
+use crate::net::{Framing, SocketOptions};
+use crate::server::Limits;
 use crate::task::PoolConfig;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     pub(crate) tasks: TaskConfig,
     pub(crate) connections: ConnectionConfig,
+    /// Of the listeners that do not say otherwise.
+    pub(crate) listeners: ListenerConfig,
 }
 
 /// Of the back room, with or without a socket.
@@ -37,11 +38,14 @@ pub(crate) struct ConnectionConfig {
     /// `None`: what the process's own limits allow.
     pub(crate) max_connections: Option<usize>,
     pub(crate) worker_stack_size: usize,
-    pub(crate) backlog: u32,
+}
+
+/// Of one listener and its connections.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ListenerConfig {
     pub(crate) framing: Framing,
-    pub(crate) max_frame: usize,
-    pub(crate) max_outbox: usize,
-    pub(crate) write_timeout: Duration,
+    pub(crate) limits: Limits,
+    pub(crate) socket_options: SocketOptions,
 }
 
 impl Default for TaskConfig {
@@ -67,11 +71,6 @@ impl Default for ConnectionConfig {
             cancel_on_close: false,
             max_connections: None,
             worker_stack_size: 256 * 1024,
-            backlog: 1024,
-            framing: Framing::raw(),
-            max_frame: 256 * 1024,
-            max_outbox: 1024 * 1024,
-            write_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -101,10 +100,22 @@ pub(crate) struct Unworkable {
     pub(crate) problem: String,
 }
 
-fn at_least(field: &'static str, value: usize, least: usize) -> Result<(), Unworkable> {
+impl Unworkable {
+    pub(crate) fn new(field: &'static str, problem: impl Into<String>) -> Unworkable {
+        Unworkable { field, problem: problem.into() }
+    }
+}
+
+impl From<Unworkable> for BindError {
+    fn from(Unworkable { field, problem }: Unworkable) -> BindError {
+        BindError::Config { field, problem }
+    }
+}
+
+pub(crate) fn at_least(field: &'static str, value: usize, least: usize) -> Result<(), Unworkable> {
     match value >= least {
         true => Ok(()),
-        false => Err(Unworkable { field, problem: format!("{value} is less than {least}") }),
+        false => Err(Unworkable::new(field, format!("{value} is less than {least}"))),
     }
 }
 
@@ -116,10 +127,10 @@ impl TaskConfig {
         at_least("max_tasks_in_flight", self.max_tasks_in_flight, 1)?;
         if self.task_worker_num > MAX_TASK_WORKERS {
             let problem = format!("{} is more than {MAX_TASK_WORKERS}", self.task_worker_num);
-            return Err(Unworkable { field: "task_worker_num", problem });
+            return Err(Unworkable::new("task_worker_num", problem));
         }
         if self.task_max_request == Some(0) {
-            return Err(Unworkable { field: "task_max_request", problem: "it is zero".to_owned() });
+            return Err(Unworkable::new("task_max_request", "it is zero"));
         }
         Ok(())
     }
@@ -142,23 +153,27 @@ impl ConnectionConfig {
     fn check(&self) -> Result<(), Unworkable> {
         at_least("max_connections", self.max_connections.unwrap_or(1), 1)?;
         at_least("worker_stack_size", self.worker_stack_size, MIN_STACK)?;
-        at_least("backlog", self.backlog as usize, 1)?;
-        at_least("max_frame", self.max_frame, 1)?;
-        at_least("max_outbox", self.max_outbox, 1)?;
-        if self.write_timeout.is_zero() {
-            return Err(Unworkable { field: "write_timeout", problem: "it is zero".to_owned() });
-        }
-        if let Some(problem) = self.framing.problem() {
-            return Err(Unworkable { field: "framing", problem: problem.to_owned() });
-        }
         Ok(())
     }
 }
 
+impl ListenerConfig {
+    pub(crate) fn check(&self) -> Result<(), Unworkable> {
+        self.limits.check()?;
+        if let Some(problem) = self.framing.problem(self.limits.max_frame) {
+            return Err(Unworkable::new("framing", problem));
+        }
+        match self.socket_options.problem() {
+            Some(problem) => Err(Unworkable::new("socket_options", problem)),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Config {
-    pub(crate) fn check(&self) -> Result<(), BindError> {
-        let checked = self.tasks.check().and_then(|()| self.connections.check());
-        checked.map_err(|Unworkable { field, problem }| BindError::Config { field, problem })
+    pub(crate) fn check(&self) -> Result<(), Unworkable> {
+        self.tasks.check()?;
+        self.connections.check()
     }
 
     pub(crate) fn max_connections(&self) -> usize {

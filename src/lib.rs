@@ -209,17 +209,19 @@ struct FromSwoole;
 
 pub use config::WhenQueueFull;
 pub use error::{
-    BindError, BuildError, FinishError, JoinError, NotFinished, RunError, SendError, TaskError, TaskFailure,
-    TryTaskError, WaitError,
+    BindError, BuildError, FinishError, JoinError, NotFinished, RunError, SendError, SendFileError, TaskError,
+    TaskFailure, TryTaskError, VisitError, WaitError,
 };
-pub use net::Framing;
+pub use net::{Address, Decoder, Frame, Framing, LengthPrefix, LengthType, Malformed, SocketOptions};
+#[cfg(feature = "tls")]
+pub use net::{PeerIdentity, Tls, TlsConfig, TlsError, TlsInfo};
 pub use observer::Observer;
 pub use pool::{PoolReport, Submitter, TaskPool, TaskPoolBuilder};
 pub use server::{
-    CloseReason, Connection, ConnectionId, ConnectionInfo, Link, Server, ServerBuilder, ServerHandle, ShutdownReport,
-    stage,
+    Broadcast, CloseReason, Connection, ConnectionId, ConnectionInfo, Connections, Limits, Link, Listener,
+    PacketSocket, ProxyProtocol, Remote, Server, ServerBuilder, ServerHandle, ShutdownReport, Timeout, TimerId, stage,
 };
-pub use stats::{Stats, TaskStats};
+pub use stats::{ClosedStats, RefusedStats, Stats, TaskStats, Traffic};
 pub use task::{
     Finished, Later, Outcome, OutcomeKind, Priority, Progress, Repetition, ReplyDropped, Retry, TaskContext, TaskId,
     TaskInfo, TaskOptions, With,

@@ -14,6 +14,19 @@ impl Stamp {
         Stamp::from(Instant::now())
     }
 
+    pub(crate) fn nanos(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_nanos(nanos: u64) -> Stamp {
+        Stamp(nanos)
+    }
+
+    pub(crate) fn instant(self) -> Instant {
+        // No stamp was made without a first.
+        *FIRST.get_or_init(Instant::now) + Duration::from_nanos(self.0)
+    }
+
     /// Zero if that came later.
     pub(crate) fn since(self, earlier: Stamp) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -41,6 +54,7 @@ mod tests {
         let later = now + Duration::from_millis(1500);
         let (first, second) = (Stamp::from(now), Stamp::from(later));
         assert!(first < second);
+        assert_eq!(second.instant(), later);
         assert_eq!((second.since(first), first.since(second)), (Duration::from_millis(1500), Duration::ZERO));
     }
 }

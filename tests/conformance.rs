@@ -266,7 +266,7 @@ fn tasks_outlive_their_connection() {
     let mut client = server.client();
     client.send("one\ntwo\n");
     eventually("both are accepted", || server.handle.stats().tasks.accepted == 2);
-    let id = server.handle.connections()[0].id;
+    let id = server.handle.connections().list()[0].id;
     client.reset();
     eventually("the connection is gone", || server.handle.stats().connections == 0);
     gate.open();

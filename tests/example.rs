@@ -48,7 +48,7 @@ impl Example {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         let addr = line.trim().strip_prefix("listening on ").expect("where it listens");
-        Client::connect(addr.parse().unwrap())
+        Client::connect(addr)
     }
 
     fn signal(&self, signal: Signal) {

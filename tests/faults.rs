@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backroom::{CloseReason, Framing, Server, ServerBuilder, TaskError, TaskOptions, TaskPool, stage};
+use backroom::{CloseReason, Framing, Limits, Server, ServerBuilder, TaskError, TaskOptions, TaskPool, stage};
 use common::{Client, Gate, PATIENCE, Running, events, eventually, log_from, run, succeeds};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -77,7 +77,7 @@ fn a_send_that_finds_the_client_gone_is_told_as_such_and_not_as_a_failed_callbac
     let server = run(server);
     let mut client = server.client();
     client.send("x");
-    eventually("it is connected", || server.handle.connections().len() == 1);
+    eventually("it is connected", || server.handle.connections().count() == 1);
     client.reset();
     gone.open();
     assert!(closed.next());
@@ -232,7 +232,7 @@ fn short_of_descriptors_it_waits_without_spinning_and_recovers_within_a_second()
     let addr = loop {
         line.clear();
         assert!(stderr.read_line(&mut line).unwrap() > 0, "the child ended");
-        if let Ok(addr) = line.trim().parse() {
+        if let Ok(addr) = line.trim().parse::<std::net::SocketAddr>() {
             break addr;
         }
     };
@@ -273,7 +273,7 @@ fn a_thread_that_cannot_start_refuses_its_connection_and_the_acceptor_goes_on() 
 
         for refused in 1..=3 {
             assert_eq!(server.client().rest(), "");
-            eventually("it is counted", || server.handle.stats().refused_connections == refused);
+            eventually("it is counted", || server.handle.stats().refused.total() == refused);
         }
         assert_eq!(first.ask("y"), "y", "the others are served");
         setrlimit(Resource::As, before).unwrap();
@@ -348,7 +348,7 @@ fn it_prints_nothing_handles_no_signal_and_starts_no_thread_before_bind() {
         let (threads, handled) = (common::threads(), signals());
         let builder = Server::builder()
             .framing(Framing::lines())
-            .max_frame(100)
+            .limits(Limits::new().max_frame(100))
             .on_receive(|conn, line| {
                 anyhow::ensure!(line != b"error", "an error");
                 conn.task(())?;
@@ -380,7 +380,7 @@ fn a_client_that_never_reads_costs_no_more_memory_than_its_limits_say() {
         const OUTBOX: usize = 1 << 20;
         let server = Server::builder()
             .framing(Framing::lines())
-            .max_outbox(OUTBOX)
+            .limits(Limits::new().max_outbox(OUTBOX))
             .on_receive(|conn, _| {
                 conn.task(())?;
                 Ok(())
@@ -438,7 +438,7 @@ fn a_storm_of_panics_and_errors_is_logged_once_a_second_and_with_no_raw_bytes() 
         std::panic::set_hook(Box::new(|_| ()));
         let server = Server::builder()
             .framing(Framing::lines())
-            .max_frame(1000)
+            .limits(Limits::new().max_frame(1000))
             .on_receive(|conn, line| {
                 conn.task(String::from_utf8_lossy(line).into_owned())?;
                 Ok(())
@@ -524,7 +524,8 @@ fn more_clients_than_a_default_backlog_holds_connect_before_the_first_is_accepte
         .bind("127.0.0.1:0")
         .unwrap();
     // Bound and not running. The standard library would ask for a backlog of 128.
-    let connect = || TcpStream::connect_timeout(&server.local_addr(), Duration::from_millis(500)).unwrap();
+    let connect =
+        || TcpStream::connect_timeout(&server.local_addr().inet().unwrap(), Duration::from_millis(500)).unwrap();
     // Which the system may bound below what was asked for.
     let bound =
         std::fs::read_to_string("/proc/sys/net/core/somaxconn").map_or(128, |bound| bound.trim().parse().unwrap());

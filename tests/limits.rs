@@ -7,7 +7,10 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backroom::{BindError, CloseReason, Framing, SendError, Server, ServerBuilder, TaskError, WhenQueueFull, stage};
+use backroom::{
+    BindError, CloseReason, Framing, Limits, SendError, Server, ServerBuilder, SocketOptions, TaskError, WhenQueueFull,
+    stage,
+};
 use common::{Client, Gate, PATIENCE, Running, events, eventually, run};
 
 type Builder = ServerBuilder<Vec<u8>, Vec<u8>, (), (), stage::State>;
@@ -108,7 +111,7 @@ fn a_connection_at_its_cap_in_flight_is_not_read_but_hears_of_everything_else() 
     client.send("0\n1\n2\n3\n4\nping\n");
     eventually("the cap is reached", || server.handle.stats().tasks.accepted == 3);
     // Replies, and what others send, still come; the ping behind the cap does not.
-    let id = server.handle.connections()[0].id;
+    let id = server.handle.connections().list()[0].id;
     server.handle.send(id, "news\n").unwrap();
     assert_eq!(client.line(), "news");
     assert_eq!(server.handle.stats().tasks.accepted, 3);
@@ -203,7 +206,7 @@ fn a_client_that_pipelines_much_and_reads_late_gets_every_answer() {
 fn endless_chains(report: crossbeam_channel::Sender<String>) -> Server {
     Server::builder()
         .framing(Framing::lines())
-        .write_timeout(Duration::from_millis(200))
+        .limits(Limits::new().write_timeout(Duration::from_millis(200)))
         .on_receive(|conn, line| {
             match line {
                 b"ping" => conn.send("pong\n")?,
@@ -243,7 +246,7 @@ fn a_connection_that_is_never_done_still_hears_its_client() {
 
     let mut deaf = server.client();
     deaf.send("talk\n");
-    assert_eq!(closed.next(), "WriteTimeout", "and that one takes nothing");
+    assert_eq!(closed.next(), "TimedOut(Write)", "and that one takes nothing");
     server.stop();
 }
 
@@ -348,8 +351,7 @@ fn a_client_that_never_reads_is_closed_by_the_write_timeout_and_nobody_else_noti
     let (report, closed) = events();
     let server = Server::builder()
         .framing(Framing::lines())
-        .max_outbox(OUTBOX)
-        .write_timeout(Duration::from_millis(300))
+        .limits(Limits::new().max_outbox(OUTBOX).write_timeout(Duration::from_millis(300)))
         .on_receive(|conn, line| {
             match line {
                 b"ping" => conn.send("pong\n")?,
@@ -383,7 +385,7 @@ fn a_client_that_never_reads_is_closed_by_the_write_timeout_and_nobody_else_noti
         reasons.extend(closed.all_so_far());
         go_on
     });
-    assert_eq!(reasons, ["WriteTimeout"]);
+    assert_eq!(reasons, ["TimedOut(Write)"]);
     // Median and p99, with what a machine of two cores that also runs the other tests needs.
     let unmoved = |busy: Duration, quiet: Duration| busy < quiet * 2 + Duration::from_millis(20);
     assert!(unmoved(busy.0, quiet.0) && unmoved(busy.1, quiet.1), "pings took {busy:?} instead of {quiet:?}");
@@ -395,7 +397,7 @@ fn a_client_that_never_reads_is_closed_by_the_write_timeout_and_nobody_else_noti
 fn an_outbox_takes_a_message_whole_or_not_at_all() {
     let (report, sent) = events();
     let server = Server::builder()
-        .max_outbox(1000)
+        .limits(Limits::new().max_outbox(1000))
         .on_receive(move |conn, _| {
             assert_eq!(conn.send([b'x'; 1001]), Err(SendError::TooLong));
             let mut messages = 0;
@@ -439,7 +441,7 @@ fn beyond_the_maximum_of_connections_clients_wait_in_the_backlog_until_one_close
     third.socket.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(third.line(), "pong");
     drop((second, third));
-    assert_eq!(server.handle.stats().refused_connections, 0);
+    assert_eq!(server.handle.stats().refused.total(), 0);
     server.stop();
 }
 
@@ -449,7 +451,8 @@ fn two_thousand_clients_at_once_are_all_served_by_a_hundred_workers() {
     common::raise_file_limit();
     let gate = Gate::default();
     gate.open();
-    let server = gated(&gate, |builder| builder.max_connections(100).backlog(4096));
+    let server =
+        gated(&gate, |builder| builder.max_connections(100).socket_options(SocketOptions::new().backlog(4096)));
     // All are connected before the first is closed, so most wait in the backlog, and then for one another.
     let clients: Vec<Client> = (0..CLIENTS).map(|_| server.client()).collect();
     assert!(server.handle.stats().connections <= 100);
@@ -478,12 +481,18 @@ fn what_cannot_work_is_an_error_from_bind_that_names_it() {
     assert_eq!(bind(|builder| builder.queue_capacity(0)), "queue_capacity: 0 is less than 1");
     assert_eq!(bind(|builder| builder.max_tasks_in_flight(0)), "max_tasks_in_flight: 0 is less than 1");
     assert_eq!(bind(|builder| builder.max_connections(0)), "max_connections: 0 is less than 1");
-    assert_eq!(bind(|builder| builder.max_frame(0)), "max_frame: 0 is less than 1");
-    assert_eq!(bind(|builder| builder.max_outbox(0)), "max_outbox: 0 is less than 1");
-    assert_eq!(bind(|builder| builder.backlog(0)), "backlog: 0 is less than 1");
+    assert_eq!(bind(|builder| builder.limits(Limits::new().max_frame(0))), "max_frame: 0 is less than 1");
+    assert_eq!(bind(|builder| builder.limits(Limits::new().max_outbox(0))), "max_outbox: 0 is less than 1");
+    assert_eq!(
+        bind(|builder| builder.socket_options(SocketOptions::new().backlog(0))),
+        "socket_options: a backlog of 0"
+    );
     assert!(bind(|builder| builder.worker_stack_size(1)).starts_with("worker_stack_size: "));
     assert!(bind(|builder| builder.task_worker_stack_size(1)).starts_with("task_worker_stack_size: "));
-    assert_eq!(bind(|builder| builder.write_timeout(Duration::ZERO)), "write_timeout: it is zero");
+    assert_eq!(
+        bind(|builder| builder.limits(Limits::new().write_timeout(Duration::ZERO))),
+        "write_timeout: it is zero"
+    );
     assert_eq!(
         bind(|builder| builder.framing(Framing::delimiter("123456789"))),
         "framing: a delimiter must have 1 to 8 bytes"
@@ -519,7 +528,7 @@ fn a_frame_over_the_maximum_closes_its_connection_with_a_clear_reason() {
     let (report, closed) = events();
     let server = Server::builder()
         .framing(Framing::delimiter("\r\n"))
-        .max_frame(100)
+        .limits(Limits::new().max_frame(100))
         .on_receive(|conn, data| Ok(conn.send([data, b"\n"].concat())?))
         .on_task(|_, ()| Ok(()))
         .on_close(move |_, reason| {
@@ -547,7 +556,7 @@ fn a_frame_over_the_maximum_closes_its_connection_with_a_clear_reason() {
 fn raw_chunks_are_no_longer_than_a_frame_may_be_and_lose_nothing() {
     let (report, chunks) = events();
     let server = Server::builder()
-        .max_frame(100)
+        .limits(Limits::new().max_frame(100))
         .on_receive(move |_, chunk| Ok(report.send(chunk.to_vec())?))
         .on_task(|_, ()| Ok(()))
         .bind("127.0.0.1:0")
@@ -582,7 +591,7 @@ fn half_a_frame_then_nothing_disturbs_nobody_and_ends_at_the_shutdown() {
 fn garbage_is_just_bytes() {
     let gate = Gate::default();
     gate.open();
-    let server = gated(&gate, |builder| builder.max_frame(4096));
+    let server = gated(&gate, |builder| builder.limits(Limits::new().max_frame(4096)));
     let mut state = 1u64;
     for _ in 0..50 {
         let mut client = server.client();

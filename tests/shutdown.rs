@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backroom::{CloseReason, Framing, JoinError, Outcome, Server, TaskError};
+use backroom::{CloseReason, Framing, JoinError, Limits, Outcome, Server, TaskError};
 use common::{Client, Gate, PATIENCE, assert_balanced, events, run};
 
 fn echo(task: impl Fn(&[u8]) + Send + Sync + 'static) -> Server {
@@ -403,7 +403,7 @@ fn a_task_worker_without_a_state_does_not_hold_a_shutdown_up() {
 fn a_client_that_never_stops_sending_does_not_hold_its_connection_open() {
     let server = Server::builder()
         .framing(Framing::lines())
-        .max_frame(10)
+        .limits(Limits::new().max_frame(10))
         .on_receive(|_, _| Ok(()))
         .on_task(|_, ()| Ok(()))
         .bind("127.0.0.1:0")

@@ -610,7 +610,7 @@ impl Observer for Watcher {
     }
 
     fn connection_opened(&self, connection: &ConnectionInfo) {
-        assert!(connection.peer_addr.ip().is_loopback());
+        assert!(connection.peer_addr.ip().is_some_and(|ip| ip.is_loopback()));
         self.0.send("opened".to_owned()).unwrap();
     }
 

@@ -5,13 +5,12 @@ mod common;
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::Write;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Barrier, OnceLock};
 use std::thread::{self, ThreadId};
 
 use anyhow::bail;
-use backroom::{CloseReason, Framing, Outcome, SendError, Server, TaskError, TaskFailure};
+use backroom::{Address, CloseReason, Framing, Limits, Outcome, SendError, Server, TaskError, TaskFailure};
 use common::{Gate, events, eventually, run};
 
 /// `{line} -> OK` for each line, whatever the order.
@@ -241,12 +240,12 @@ fn a_burst_of_tasks_is_begun_by_all_free_task_workers() {
 
 #[test]
 fn a_connection_knows_itself_and_its_two_halves_can_be_used_together() {
-    let (report, connected) = events::<(SocketAddr, SocketAddr)>();
+    let (report, connected) = events::<(Address, Address)>();
     let server = Server::builder()
         .framing(Framing::lines())
         .session(|peer| vec![format!("hello {peer}")])
         .on_connect(move |conn| {
-            report.send((conn.peer_addr(), conn.local_addr()))?;
+            report.send((conn.peer_addr().clone(), conn.local_addr().clone()))?;
             let (greetings, link) = conn.parts();
             for greeting in greetings.drain(..) {
                 link.send(greeting + "\n")?;
@@ -274,15 +273,15 @@ fn a_connection_knows_itself_and_its_two_halves_can_be_used_together() {
     let server = run(server);
     let mut client = server.client();
     let peer = client.socket.get_ref().local_addr().unwrap();
-    assert_eq!(connected.next(), (peer, server.addr()));
+    assert_eq!(connected.next(), (peer.into(), server.addr().into()));
     assert_eq!(client.line(), format!("hello {peer}"));
     client.send("one\n");
     let mut answers = [client.line(), client.line()];
     answers.sort();
     assert_eq!(answers, ["1", "from the task"]);
-    let known = server.handle.connections();
+    let known = server.handle.connections().list();
     assert_eq!(known.len(), 1);
-    assert_eq!(known[0].peer_addr, peer);
+    assert_eq!(known[0].peer_addr, peer.into());
     drop(client);
     server.stop();
 }
@@ -396,7 +395,7 @@ fn the_handle_sends_to_a_connection_and_closes_it() {
             Ok(())
         })
         .on_task(|_, ()| Ok(()))
-        .max_outbox(64)
+        .limits(Limits::new().max_outbox(64))
         .bind("127.0.0.1:0")
         .unwrap();
     let server = run(server);
@@ -410,7 +409,7 @@ fn the_handle_sends_to_a_connection_and_closes_it() {
     assert!(server.handle.close(id));
     assert_eq!(client.rest(), "three\n");
     drop(client);
-    eventually("the connection is forgotten", || server.handle.connections().is_empty());
+    eventually("the connection is forgotten", || server.handle.connections().count() == 0);
     assert!(!server.handle.close(id));
     assert_eq!(server.handle.send(id, "four\n"), Err(SendError::Closed));
     server.stop();

@@ -3,5 +3,5 @@
 mod server;
 mod task;
 
-pub use server::{BindError, JoinError, RunError, SendError};
+pub use server::{BindError, JoinError, RunError, SendError, SendFileError, VisitError};
 pub use task::{BuildError, FinishError, NotFinished, TaskError, TaskFailure, TryTaskError, WaitError};

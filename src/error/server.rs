@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+
+use crate::net::Address;
 
 /// Why [`bind`](crate::ServerBuilder::bind) has no server to give.
 #[derive(Debug)]
@@ -25,14 +26,18 @@ pub enum BindError {
         /// Why.
         source: io::Error,
     },
+    /// No listener and no packet socket was given.
+    NoListener,
     /// The address could not be listened on.
     Listen {
         /// The last of the addresses tried.
-        address: SocketAddr,
+        address: Address,
         /// Why.
         source: io::Error,
     },
-    /// The wake-up descriptor of the acceptor could not be made.
+    /// A socket that was handed in could not be listened on.
+    OpenSocket(io::Error),
+    /// The wake-up descriptor of a listener's thread could not be made.
     Waker(io::Error),
     /// The threads of the task workers could not be started.
     TaskWorkers(String),
@@ -52,7 +57,9 @@ impl fmt::Display for BindError {
             BindError::Config { field, problem } => write!(f, "{field}: {problem}"),
             BindError::Resolve { address, .. } => write!(f, "cannot resolve {address}"),
             BindError::Listen { address, .. } => write!(f, "cannot listen on {address}"),
-            BindError::Waker(_) => f.write_str("cannot make the acceptor's wake-up descriptor"),
+            BindError::NoListener => f.write_str("no listener was given"),
+            BindError::OpenSocket(_) => f.write_str("cannot listen on a socket that was handed in"),
+            BindError::Waker(_) => f.write_str("cannot make the wake-up descriptor of a listener"),
             BindError::TaskWorkers(message) => write!(f, "cannot start the task workers: {message}"),
             BindError::TaskWorkerState { worker_index, .. } => {
                 write!(f, "cannot make the state of task worker {worker_index}")
@@ -64,9 +71,10 @@ impl fmt::Display for BindError {
 impl Error for BindError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            BindError::Resolve { source, .. } | BindError::Listen { source, .. } | BindError::Waker(source) => {
-                Some(source)
-            }
+            BindError::Resolve { source, .. }
+            | BindError::Listen { source, .. }
+            | BindError::OpenSocket(source)
+            | BindError::Waker(source) => Some(source),
             BindError::TaskWorkerState { error, .. } => Some(&**error),
             _ => None,
         }
@@ -79,7 +87,7 @@ impl Error for BindError {
 pub enum RunError {
     /// `on_start` returned this error, or panicked.
     OnStart(anyhow::Error),
-    /// The acceptor's thread could not be started.
+    /// The thread of a listener or of a packet socket could not be started.
     Acceptor(io::Error),
 }
 
@@ -87,7 +95,7 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             RunError::OnStart(_) => "on_start failed",
-            RunError::Acceptor(_) => "cannot start the acceptor",
+            RunError::Acceptor(_) => "cannot start the thread of a listener",
         })
     }
 }
@@ -145,3 +153,84 @@ impl fmt::Display for SendError {
 }
 
 impl Error for SendError {}
+
+/// Why a file was not taken for sending.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SendFileError {
+    /// The connection is closed or closing, or was never there.
+    Closed,
+    /// So many files already wait for the client that no further one is kept open.
+    TooManyFiles,
+    /// It is a directory, a pipe or the like.
+    NoFile,
+    /// It is shorter than that.
+    OutOfRange,
+    /// The system would not say how long it is.
+    Io(io::Error),
+}
+
+impl fmt::Display for SendFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendFileError::Closed => "the connection is closed",
+            SendFileError::TooManyFiles => "too many files wait for this client",
+            SendFileError::NoFile => "it is no regular file",
+            SendFileError::OutOfRange => "the file is shorter than that",
+            SendFileError::Io(_) => "the length of the file cannot be read",
+        })
+    }
+}
+
+impl Error for SendFileError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            SendFileError::Io(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Why a closure will not run on a connection's worker; it is handed back.
+pub struct VisitError<F> {
+    closure: F,
+    is_full: bool,
+}
+
+impl<F> VisitError<F> {
+    pub(crate) fn closed(closure: F) -> VisitError<F> {
+        VisitError { closure, is_full: false }
+    }
+
+    pub(crate) fn full(closure: F) -> VisitError<F> {
+        VisitError { closure, is_full: true }
+    }
+
+    /// Too many closures already wait for that worker. Otherwise the connection is closed or closing, or was never
+    /// there.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// The closure.
+    pub fn into_closure(self) -> F {
+        self.closure
+    }
+}
+
+impl<F> fmt::Display for VisitError<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.is_full {
+            true => "too many closures wait for that connection's worker",
+            false => "the connection is closed",
+        })
+    }
+}
+
+impl<F> fmt::Debug for VisitError<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VisitError").field("is_full", &self.is_full).finish_non_exhaustive()
+    }
+}
+
+impl<F> Error for VisitError<F> {}

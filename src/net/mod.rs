@@ -1,17 +1,35 @@
 //! Sockets and bytes. Knows neither tasks nor callbacks.
 
+mod address;
 mod framing;
 mod input;
 mod listener;
+mod networks;
 mod outbox;
+mod packet_socket;
+mod proxy_header;
+mod socket_options;
 mod stream;
+#[cfg(feature = "tls")]
+mod tls;
+mod unix_path;
 mod waker;
 
-pub use framing::Framing;
+pub use address::Address;
+pub use framing::{Decoder, Frame, Framing, LengthPrefix, LengthType, Malformed};
+pub use socket_options::SocketOptions;
+#[cfg(feature = "tls")]
+pub use tls::{PeerIdentity, Tls, TlsConfig, TlsError, TlsInfo};
 
-pub(crate) use framing::FrameTooLong;
+pub(crate) use framing::FrameError;
 pub(crate) use input::Input;
-pub(crate) use listener::{AcceptError, Listener};
-pub(crate) use outbox::Outbox;
+pub(crate) use listener::{AcceptError, ListenSocket};
+pub(crate) use networks::Networks;
+pub(crate) use outbox::{Bounds, FilePart, Outbox, Piece};
+pub(crate) use packet_socket::Datagrams;
+pub(crate) use proxy_header::{BadHeader, Proxied, ProxyHeader};
 pub(crate) use stream::Stream;
+#[cfg(feature = "tls")]
+pub(crate) use tls::Handshake;
+pub(crate) use unix_path::UnixOptions;
 pub(crate) use waker::{Sleeper, Waker};

@@ -1,29 +1,82 @@
 //! Bytes on their way to a client: gathered during a batch, written in one go, bounded.
 
-use std::io::{self, Write};
+mod piece;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
 use std::time::Instant;
+
+pub(crate) use piece::{FilePart, Piece};
 
 /// A buffer this large or larger is given back once it is empty.
 const KEEP: usize = 64 * 1024;
+/// So many pieces go into one write.
+const SLICES: usize = 16;
+/// A piece that nobody else has, and that is smaller, is copied rather than kept as it is.
+const COPIED: usize = 16 * 1024;
+/// One flush writes about so much at most, so that what else the worker has to do has its turn.
+const MAX_FLUSH: usize = 4 * 1024 * 1024;
+/// So much of a file goes into one write, so that no connection is at it for long.
+const FILE_STEP: usize = 1024 * 1024;
+/// So many files may wait: each is an open descriptor.
+const MAX_FILES: usize = 16;
 
+/// What takes the bytes.
+pub(crate) trait Sink: Write {
+    /// Writes from a file, as `write` does from a slice; 0 is the end of the file.
+    fn send_file(&mut self, file: &File, offset: u64, len: usize) -> io::Result<usize>;
+}
+
+/// In the order in which it goes out: `queue`, then `bytes`.
 pub(crate) struct Outbox {
+    /// What is not copied: bytes that others have too, and files; and what was sent before these.
+    queue: VecDeque<Piece>,
+    /// Small messages, one after the other.
     bytes: Vec<u8>,
     /// How many of `bytes` are written already.
     written: usize,
-    limit: usize,
+    /// How many bytes wait in `queue`; those of files take no memory and do not count.
+    queued: usize,
+    files: usize,
+    bounds: Bounds,
+    congested: bool,
+    /// All is written, but the sink has not got rid of it yet.
+    in_sink: bool,
     blocked_since: Option<Instant>,
 }
 
-/// The bytes do not fit; none of them was taken.
+/// In bytes that wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) limit: usize,
+    /// More than this is congestion,
+    pub(crate) high: usize,
+    /// until it is down to this.
+    pub(crate) low: usize,
+}
+
+/// It does not fit; nothing of it was taken.
 #[derive(Debug)]
 pub(crate) struct OutboxFull;
 
 impl Outbox {
-    pub(crate) fn new(limit: usize) -> Outbox {
-        Outbox { bytes: Vec::new(), written: 0, limit, blocked_since: None }
+    pub(crate) fn new(bounds: Bounds) -> Outbox {
+        Outbox {
+            queue: VecDeque::new(),
+            bytes: Vec::new(),
+            written: 0,
+            queued: 0,
+            files: 0,
+            bounds,
+            congested: false,
+            in_sink: false,
+            blocked_since: None,
+        }
     }
 
     /// Takes all of `bytes`, or none.
+    #[inline]
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), OutboxFull> {
         if bytes.len() > self.room() {
             return Err(OutboxFull);
@@ -33,22 +86,55 @@ impl Outbox {
             self.written = 0;
         }
         self.bytes.extend_from_slice(bytes);
+        self.congested |= self.len() > self.bounds.high;
         Ok(())
     }
 
-    /// Writes what the client takes without blocking. What it does not take stays.
-    pub(crate) fn flush(&mut self, stream: &mut impl Write) -> io::Result<()> {
-        while self.written < self.bytes.len() {
-            match stream.write(&self.bytes[self.written..]) {
+    /// Takes a piece as it is, uncopied, or not at all.
+    pub(crate) fn push_piece(&mut self, piece: Piece) -> Result<(), OutboxFull> {
+        if let Piece::Own(bytes, range) = &piece {
+            if range.len() < COPIED {
+                return self.push(&bytes[range.clone()]);
+            }
+        }
+        let (len, is_file) = (piece.memory(), piece.is_file());
+        if len > self.room() || is_file && self.files >= MAX_FILES {
+            return Err(OutboxFull);
+        }
+        if len == 0 && !is_file {
+            // Nothing could ever be written of it.
+            return Ok(());
+        }
+        if self.written < self.bytes.len() {
+            let bytes = std::mem::take(&mut self.bytes);
+            let range = std::mem::take(&mut self.written)..bytes.len();
+            self.queued += range.len();
+            self.queue.push_back(Piece::Own(bytes, range));
+        }
+        self.queued += len;
+        self.files += usize::from(is_file);
+        self.queue.push_back(piece);
+        self.congested |= self.len() > self.bounds.high;
+        Ok(())
+    }
+
+    /// Writes what the client takes without blocking, and returns how much that was. What it does not take stays.
+    pub(crate) fn flush(&mut self, sink: &mut impl Sink) -> io::Result<usize> {
+        let mut flushed = 0;
+        while !self.is_written() {
+            match self.write(sink) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
-                    self.written += n;
+                    flushed += n;
                     self.blocked_since = None;
+                    if flushed >= MAX_FLUSH {
+                        return Ok(flushed);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.blocked_since.get_or_insert_with(Instant::now);
-                    return Ok(());
+                    self.block();
+                    return Ok(flushed);
                 }
                 Err(error) => return Err(error),
             }
@@ -56,114 +142,125 @@ impl Outbox {
         self.written = 0;
         self.bytes.clear();
         if self.bytes.capacity() >= KEEP {
-            self.release();
+            self.bytes = Vec::new();
+        }
+        self.congested = false;
+        self.flush_sink(sink)?;
+        Ok(flushed)
+    }
+
+    fn flush_sink(&mut self, sink: &mut impl Sink) -> io::Result<()> {
+        match sink.flush() {
+            Ok(()) => (self.in_sink, self.blocked_since) = (false, None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.in_sink = true;
+                self.block();
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len() - self.written
+    fn write(&mut self, sink: &mut impl Sink) -> io::Result<usize> {
+        match self.queue.front_mut() {
+            None => {
+                let n = sink.write(&self.bytes[self.written..])?;
+                self.written += n;
+                Ok(n)
+            }
+            Some(Piece::File(part)) => {
+                let n = part.send(sink, FILE_STEP)?;
+                if part.is_empty() {
+                    self.queue.pop_front();
+                    self.files -= 1;
+                }
+                Ok(n)
+            }
+            Some(_) => {
+                let n = self.write_pieces(sink)?;
+                self.advance(n);
+                Ok(n)
+            }
+        }
     }
 
+    /// The pieces up to the next file, and the bytes behind them if there is none.
+    fn write_pieces(&self, sink: &mut impl Sink) -> io::Result<usize> {
+        let mut slices = std::array::from_fn::<_, SLICES, _>(|_| IoSlice::new(&[]));
+        let before_file = self.queue.iter().map_while(Piece::bytes);
+        let behind = (self.files == 0).then_some(&self.bytes[self.written..]);
+        let mut count = 0;
+        for (slice, bytes) in slices.iter_mut().zip(before_file.chain(behind)) {
+            *slice = IoSlice::new(bytes);
+            count += 1;
+        }
+        sink.write_vectored(&slices[..count])
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        while let Some(piece) = self.queue.front_mut().filter(|piece| !piece.is_file() && written > 0) {
+            let n = piece.memory().min(written);
+            piece.skip(n);
+            written -= n;
+            self.queued -= n;
+            if piece.memory() == 0 {
+                self.queue.pop_front();
+            }
+        }
+        self.written += written;
+    }
+
+    fn block(&mut self) {
+        self.blocked_since.get_or_insert_with(Instant::now);
+        self.congested &= self.len() > self.bounds.low;
+    }
+
+    fn is_written(&self) -> bool {
+        self.queue.is_empty() && self.written == self.bytes.len()
+    }
+
+    /// How many bytes wait, those of files aside.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.queued + self.bytes.len() - self.written
+    }
+
+    /// Nothing waits, in the sink neither.
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.is_written() && !self.in_sink
     }
 
     pub(crate) fn limit(&self) -> usize {
-        self.limit
+        self.bounds.limit
     }
 
     /// How many bytes still fit.
     pub(crate) fn room(&self) -> usize {
-        self.limit.saturating_sub(self.len())
+        self.bounds.limit.saturating_sub(self.len())
     }
 
-    /// More than half full.
-    pub(crate) fn is_half_full(&self) -> bool {
-        self.len() > self.limit / 2
+    /// The high watermark was passed, and the low one has not been reached since.
+    #[inline]
+    pub(crate) fn is_congested(&self) -> bool {
+        self.congested
     }
 
     /// Since when the client has taken nothing of what waits for it.
+    #[inline]
     pub(crate) fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since
     }
 
     /// Gives the memory of an empty outbox back.
     pub(crate) fn release(&mut self) {
-        if self.is_empty() {
+        if self.is_written() {
             self.bytes = Vec::new();
             self.written = 0;
+            self.queue = VecDeque::new();
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Takes at most so many bytes, then blocks.
-    struct Trickle {
-        room: usize,
-        got: Vec<u8>,
-    }
-
-    impl Write for Trickle {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            if self.room == 0 {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            let n = bytes.len().min(self.room);
-            self.room -= n;
-            self.got.extend_from_slice(&bytes[..n]);
-            Ok(n)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_message_over_the_limit_is_refused_whole() {
-        let mut outbox = Outbox::new(4);
-        outbox.push(b"abc").unwrap();
-        assert!(outbox.push(b"de").is_err());
-        outbox.push(b"d").unwrap();
-        let mut client = Trickle { room: 10, got: Vec::new() };
-        outbox.flush(&mut client).unwrap();
-        assert_eq!(client.got, b"abcd");
-    }
-
-    #[test]
-    fn what_a_slow_client_takes_makes_room_and_keeps_the_order() {
-        let mut outbox = Outbox::new(8);
-        let mut client = Trickle { room: 0, got: Vec::new() };
-        let mut sent = Vec::new();
-        for round in 0u8..100 {
-            let message = [round; 3];
-            if outbox.push(&message).is_ok() {
-                sent.extend_from_slice(&message);
-            }
-            client.room = 2;
-            outbox.flush(&mut client).unwrap();
-            assert!(outbox.len() <= 8);
-        }
-        client.room = 100;
-        outbox.flush(&mut client).unwrap();
-        assert_eq!(client.got, sent);
-    }
-
-    #[test]
-    fn it_knows_since_when_the_client_takes_nothing() {
-        let mut outbox = Outbox::new(8);
-        outbox.push(b"abcd").unwrap();
-        let mut client = Trickle { room: 0, got: Vec::new() };
-        outbox.flush(&mut client).unwrap();
-        let since = outbox.blocked_since().unwrap();
-        outbox.flush(&mut client).unwrap();
-        assert_eq!(outbox.blocked_since(), Some(since));
-        client.room = 4;
-        outbox.flush(&mut client).unwrap();
-        assert_eq!(outbox.blocked_since(), None);
-    }
-}
+mod tests;

@@ -1,30 +1,56 @@
 //! One client's socket, never blocking.
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::net::RecvFlags;
+use socket2::Socket;
+
+use super::address::Address;
+use super::outbox::Sink;
+#[cfg(feature = "tls")]
+use super::tls::Session;
 
 pub(crate) struct Stream {
-    socket: TcpStream,
-    peer_addr: SocketAddr,
-    local_addr: SocketAddr,
+    socket: Socket,
+    peer_addr: Address,
+    local_addr: Address,
+    /// `None`: the client speaks plainly.
+    #[cfg(feature = "tls")]
+    tls: Option<Box<Session>>,
 }
 
 impl Stream {
-    /// Fails where the client is gone already.
-    pub(super) fn new(socket: TcpStream, peer_addr: SocketAddr) -> io::Result<Stream> {
-        socket.set_nonblocking(true)?;
-        socket.set_nodelay(true)?;
-        let local_addr = socket.local_addr()?;
-        Ok(Stream { socket, peer_addr, local_addr })
+    pub(super) fn new(socket: Socket, peer_addr: Address, local_addr: Address) -> Stream {
+        Stream {
+            socket,
+            peer_addr,
+            local_addr,
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
     }
 
-    pub(crate) fn peer_addr(&self) -> SocketAddr {
-        self.peer_addr
+    pub(crate) fn peer_addr(&self) -> &Address {
+        &self.peer_addr
     }
 
-    pub(crate) fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    pub(crate) fn local_addr(&self) -> &Address {
+        &self.local_addr
+    }
+
+    /// The client is somewhere else than where the socket says: a proxy is between.
+    pub(crate) fn set_addresses(&mut self, peer_addr: Address, local_addr: Address) {
+        (self.peer_addr, self.local_addr) = (peer_addr, local_addr);
+    }
+
+    /// What can be read now, left there to be read.
+    pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (_, n) = rustix::net::recv(&self.socket, buffer, RecvFlags::PEEK)?;
+        Ok(n)
     }
 
     /// The error that made `poll` report one.
@@ -36,24 +62,106 @@ impl Stream {
     }
 
     /// Tells the client that nothing more will come. A client that is gone needs no telling.
-    pub(crate) fn shutdown_write(&self) {
+    pub(crate) fn shutdown_write(&mut self) {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            tls.close(&self.socket);
+        }
         let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// When it is closed, the client is told by a reset; what it has not taken is lost.
+    pub(crate) fn reset_on_close(&self) {
+        let _ = self.socket.set_linger(Some(Duration::ZERO));
+    }
+
+    /// TLS itself has something to say.
+    #[inline]
+    pub(crate) fn wants_write(&self) -> bool {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return tls.wants_write();
+        }
+        false
+    }
+
+    /// Something was read from the socket already and waits here, so `poll` does not know of it.
+    #[inline]
+    pub(crate) fn has_buffered(&self) -> bool {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return tls.has_plaintext();
+        }
+        false
     }
 }
 
 impl Read for Stream {
+    #[inline]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.read(buffer)
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            return tls.read(&self.socket, buffer);
+        }
+        (&self.socket).read(buffer)
     }
 }
 
 impl Write for Stream {
+    #[inline]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.write(bytes)
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            return tls.write(&self.socket, bytes);
+        }
+        (&self.socket).write(bytes)
     }
 
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            let first = slices.iter().find(|slice| !slice.is_empty());
+            return first.map_or(Ok(0), |slice| self.write(slice));
+        }
+        (&self.socket).write_vectored(slices)
+    }
+
+    /// What was written but is still here; only TLS keeps any.
+    #[inline]
     fn flush(&mut self) -> io::Result<()> {
-        self.socket.flush()
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            return tls.flush(&self.socket);
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Stream {
+    fn send_file(&mut self, file: &File, offset: u64, len: usize) -> io::Result<usize> {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return copy_file(self, file, offset, len);
+        }
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        return Ok(rustix::fs::sendfile(&self.socket, file, Some(&mut { offset }), len)?);
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        copy_file(self, file, offset, len)
+    }
+}
+
+/// One piece of a file, by way of this process.
+#[cfg(any(feature = "tls", not(any(target_os = "linux", target_os = "android"))))]
+fn copy_file(stream: &mut Stream, file: &File, offset: u64, len: usize) -> io::Result<usize> {
+    use std::os::unix::fs::FileExt;
+
+    /// One record of TLS.
+    const PIECE: usize = 16 * 1024;
+    let mut piece = vec![0; len.min(PIECE)];
+    let n = file.read_at(&mut piece, offset)?;
+    match n {
+        0 => Ok(0),
+        _ => stream.write(&piece[..n]),
     }
 }
 

@@ -4,24 +4,28 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::admission::Refusal;
 use super::handle::Core;
 use super::lifecycle::Phase;
+use super::listener::OpenListener;
+use super::registry::Place;
 use super::worker::Accepted;
 use crate::logging::LogLimit;
-use crate::net::{AcceptError, Listener, Sleeper};
+use crate::net::{AcceptError, Sleeper, Stream, Waker};
 
 /// How long to leave the listener alone when the process is out of descriptors: doubled each time in a row.
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Finds a worker for a connection.
-pub(super) type Hire = Box<dyn FnMut(Accepted) -> io::Result<()> + Send>;
+pub(super) type Hire = Arc<dyn Fn(Accepted) -> io::Result<()> + Send + Sync>;
 
+/// Of one listener.
 pub(super) struct Acceptor {
     core: Arc<Core>,
-    listener: Listener,
+    listener: OpenListener,
     sleeper: Sleeper,
     hire: Hire,
     /// The wake-up descriptor of the next connection. Made before it is accepted, so that no client is
@@ -32,36 +36,75 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(super) fn new(core: Arc<Core>, listener: Listener, sleeper: Sleeper, hire: Hire) -> Acceptor {
+    pub(super) fn new(core: Arc<Core>, listener: OpenListener, sleeper: Sleeper, hire: Hire) -> Acceptor {
         let log = LogLimit::default();
         Acceptor { core, listener, sleeper, hire, next: None, backoff: FIRST_BACKOFF, log }
+    }
+
+    pub(super) fn waker(&self) -> &Arc<Waker> {
+        self.sleeper.waker()
     }
 
     /// Accepts until the server shuts down; nothing else ends it.
     pub(super) fn run(&mut self) {
         while self.serving() {
             let taken = self.core.registry.taken();
-            if self.core.registry.is_full(taken) {
+            let Some(place) = self.core.registry.take_place() else {
                 // The backlog of the kernel is the queue now.
                 self.wait_for_place(taken, None);
                 continue;
-            }
+            };
             match self.accept() {
-                Ok(accepted) => {
+                Ok((stream, sleeper)) => {
                     self.backoff = FIRST_BACKOFF;
-                    if let Err(error) = (self.hire)(accepted) {
-                        self.core.registry.count_refused();
-                        self.warn("no thread for a connection, which is refused", &error);
-                    }
+                    self.core.registry.count_accepted();
+                    self.admit(stream, sleeper, place);
                 }
-                Err(AcceptError::Empty) => self.wait_for_client(),
+                Err(AcceptError::Empty) => {
+                    drop(place);
+                    self.wait_for_client();
+                }
                 Err(AcceptError::ClientGone(error)) => log::debug!("a client was gone before it was accepted: {error}"),
                 Err(AcceptError::Exhausted(error)) => {
+                    drop(place);
                     self.warn("cannot accept for now", &error);
-                    self.wait_for_place(taken, Some(self.backoff));
+                    self.wait_for_place(self.core.registry.taken(), Some(self.backoff));
                     self.backoff = (self.backoff * 2).min(LAST_BACKOFF);
                 }
             }
+        }
+    }
+
+    /// Gives a client a worker, unless its address has enough of them.
+    fn admit(&self, stream: Stream, sleeper: Sleeper, place: Place) {
+        let settings = &self.listener.settings;
+        let admitted = match settings.is_proxy(stream.peer_addr()) {
+            // Whose client it is will turn out.
+            true => None,
+            false => match settings.admission.admit(stream.peer_addr(), Instant::now()) {
+                Ok(admitted) => admitted,
+                Err(refusal) => return self.refuse(&stream, refusal),
+            },
+        };
+        let settings = Arc::clone(settings);
+        if let Err(error) = (self.hire)(Accepted { stream, sleeper, settings, admitted, place }) {
+            self.core.registry.count_no_thread();
+            self.warn("no thread for a connection, which is refused", &error);
+        }
+    }
+
+    fn refuse(&self, stream: &Stream, refusal: Refusal) {
+        self.core.registry.count_refusal(refusal);
+        if let Some(held_back) = self.log.permit() {
+            let (name, peer, why) = (
+                &self.listener.settings.name,
+                stream.peer_addr(),
+                match refusal {
+                    Refusal::TooMany => "max_connections_per_address",
+                    Refusal::TooFast => "accept_rate_per_address",
+                },
+            );
+            log::warn!("{name}: {peer} is refused, by {why} ({held_back} more since the last line)");
         }
     }
 
@@ -69,13 +112,13 @@ impl Acceptor {
         self.core.lifecycle.phase() == Phase::Serving
     }
 
-    fn accept(&mut self) -> Result<Accepted, AcceptError> {
+    fn accept(&mut self) -> Result<(Stream, Sleeper), AcceptError> {
         let sleeper = match self.next.take() {
             Some(sleeper) => sleeper,
             None => Sleeper::new().map_err(AcceptError::Exhausted)?,
         };
-        match self.listener.accept() {
-            Ok(stream) => Ok(Accepted { stream, sleeper, place: self.core.registry.take_place() }),
+        match self.listener.socket.accept() {
+            Ok(stream) => Ok((stream, sleeper)),
             Err(error) => {
                 self.next = Some(sleeper);
                 Err(error)
@@ -85,7 +128,7 @@ impl Acceptor {
 
     /// Not marked asleep: a closing connection need not wake it, and a shutdown interrupts it all the same.
     fn wait_for_client(&mut self) {
-        if let Err(error) = self.sleeper.sleep(Some(self.listener.as_fd()), true, false, None) {
+        if let Err(error) = self.sleeper.sleep(Some(self.listener.socket.as_fd()), true, false, None) {
             self.warn("cannot wait for clients", &error);
             self.wait_for_place(self.core.registry.taken(), Some(LAST_BACKOFF));
         }
@@ -106,7 +149,7 @@ impl Acceptor {
 
     fn warn(&self, what: &str, error: &io::Error) {
         if let Some(held_back) = self.log.permit() {
-            log::warn!("acceptor: {what}: {error} ({held_back} more since the last line)");
+            log::warn!("{}: {what}: {error} ({held_back} more since the last line)", self.listener.settings.name);
         }
     }
 }

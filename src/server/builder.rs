@@ -1,22 +1,24 @@
 //! How a server is put together.
 
 use std::fmt;
-use std::io;
 use std::marker::PhantomData;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::{Arc, Weak};
 
+use super::acceptor::{Acceptor, Hire};
 use super::close_reason::CloseReason;
 use super::connection::Connection;
 use super::handle::{Core, ServerHandle};
 use super::lifecycle::ShutdownReport;
+use super::listener::{Listener, OpenListener, TcpAddresses};
+use super::packets::{self, OnPacket, PacketSocket, PacketSockets, StartPackets};
 use super::registry::Registry;
 use super::service::{Callbacks, MakeSession, OnReceive, Service};
 use super::workers::Workers;
-use super::{BackRoom, Server};
+use super::{BackRoom, Doors, Server};
 use crate::config::Config;
 use crate::error::BindError;
-use crate::net::{Listener, Sleeper};
+use crate::net::{Address, Datagrams, Sleeper};
 use crate::observer::{MaybeObserver, Observer};
 use crate::task::{Finished, Hooks, OnTask, Pool, Progress, StartError, StateHooks, TaskContext, TaskId, Wake};
 
@@ -42,13 +44,27 @@ pub(super) type OnShutdown = Box<dyn FnOnce(&ShutdownReport) -> anyhow::Result<(
 #[must_use]
 pub struct ServerBuilder<T, R, S = (), W = (), Stage = stage::State> {
     pub(crate) config: Config,
+    pub(super) places: Places,
     hooks: ServerHooks,
     session: MakeSession<S>,
     task_worker: StateHooks<W>,
     on_task: Option<OnTask<T, R, W, ServerHandle>>,
     on_receive: Option<OnReceive<T, R, S>>,
+    on_packet: Option<OnPacket<T, R>>,
     callbacks: Callbacks<T, R, S>,
     stage: PhantomData<Stage>,
+}
+
+/// Where clients come in.
+#[derive(Default)]
+pub(super) struct Places {
+    listeners: Vec<Listener>,
+    udp: Vec<UdpAt>,
+}
+
+enum UdpAt {
+    Addresses(TcpAddresses),
+    Open(UdpSocket),
 }
 
 /// What is told of the server as a whole.
@@ -61,25 +77,28 @@ struct ServerHooks {
 
 impl<T, R> ServerBuilder<T, R> {
     pub(super) fn new() -> Self {
-        let (session, task_worker) = (Box::new(|_| ()), StateHooks::new(|_| Ok(())));
-        ServerBuilder::with_states(Config::default(), ServerHooks::default(), session, task_worker)
+        let (session, task_worker) = (Box::new(|_: &Address| ()), StateHooks::new(|_| Ok(())));
+        ServerBuilder::with_states(Config::default(), Places::default(), ServerHooks::default(), session, task_worker)
     }
 }
 
 impl<T, R, S, W> ServerBuilder<T, R, S, W> {
     fn with_states(
         config: Config,
+        places: Places,
         hooks: ServerHooks,
         session: MakeSession<S>,
         task_worker: StateHooks<W>,
     ) -> ServerBuilder<T, R, S, W> {
         ServerBuilder {
             config,
+            places,
             hooks,
             session,
             task_worker,
             on_task: None,
             on_receive: None,
+            on_packet: None,
             callbacks: Callbacks::default(),
             stage: PhantomData,
         }
@@ -90,8 +109,8 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
 impl<T, R, S, W> ServerBuilder<T, R, S, W> {
     /// Makes the state of a connection, given the address of its client, on the worker that will own it; so `S`
     /// need not be `Send`. If it panics, that connection is closed, without `on_close`.
-    pub fn session<S2>(self, make: impl Fn(SocketAddr) -> S2 + Send + Sync + 'static) -> ServerBuilder<T, R, S2, W> {
-        ServerBuilder::with_states(self.config, self.hooks, Box::new(make), self.task_worker)
+    pub fn session<S2>(self, make: impl Fn(&Address) -> S2 + Send + Sync + 'static) -> ServerBuilder<T, R, S2, W> {
+        ServerBuilder::with_states(self.config, self.places, self.hooks, Box::new(make), self.task_worker)
     }
 
     /// Makes the state of a task worker, given its index: a database connection, say. It runs on the thread that
@@ -104,7 +123,7 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
         self,
         make: impl Fn(usize) -> anyhow::Result<W2> + Send + Sync + 'static,
     ) -> ServerBuilder<T, R, S, W2> {
-        ServerBuilder::with_states(self.config, self.hooks, self.session, StateHooks::new(make))
+        ServerBuilder::with_states(self.config, self.places, self.hooks, self.session, StateHooks::new(make))
     }
 }
 
@@ -142,17 +161,42 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 }
 
-/// The callbacks. All but `on_task` run on the worker of their connection, one at a time; a panic in one closes
+/// Where clients come in. What is said here comes on top of what was said before.
+impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
+    /// Listens there too. Swoole's `listen` and `addListener`.
+    pub fn listen(mut self, listener: impl Into<Listener>) -> Self {
+        self.places.listeners.push(listener.into());
+        self
+    }
+
+    /// Receives datagrams there, for [`on_packet`](Self::on_packet); on a thread of its own. Of the
+    /// [`socket_options`](Self::socket_options), those of TCP are ignored. An address that cannot be bound is an error
+    /// of `build`.
+    pub fn listen_udp(mut self, address: impl ToSocketAddrs + fmt::Debug) -> Self {
+        self.places.udp.push(UdpAt::Addresses(TcpAddresses::of(address)));
+        self
+    }
+
+    /// Receives datagrams on a socket that is bound already.
+    pub fn listen_udp_socket(mut self, socket: UdpSocket) -> Self {
+        self.places.udp.push(UdpAt::Open(socket));
+        self
+    }
+}
+
+/// The callbacks. All but `on_task` and `on_packet` run on the worker of their connection, one at a time; a panic in one closes
 /// that connection and nothing else.
 impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     fn settled(self) -> ServerBuilder<T, R, S, W, stage::Callbacks> {
         ServerBuilder {
             config: self.config,
+            places: self.places,
             hooks: self.hooks,
             session: self.session,
             task_worker: self.task_worker,
             on_task: self.on_task,
             on_receive: self.on_receive,
+            on_packet: self.on_packet,
             callbacks: self.callbacks,
             stage: PhantomData,
         }
@@ -216,8 +260,42 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         builder
     }
 
+    /// Runs when a connection's outbox has passed its [high watermark](crate::Limits::watermarks): its client takes less
+    /// than it is sent. An error is logged. Swoole's `BufferFull`.
+    pub fn on_high_watermark<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut Connection<T, R, S>) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        let mut builder = self.settled();
+        builder.callbacks.on_high_watermark = Some(Box::new(callback));
+        builder
+    }
+
+    /// Runs when the outbox is down to its [low watermark](crate::Limits::watermarks) after that. An error is logged.
+    /// Swoole's `BufferEmpty`.
+    pub fn on_low_watermark<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut Connection<T, R, S>) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        let mut builder = self.settled();
+        builder.callbacks.on_low_watermark = Some(Box::new(callback));
+        builder
+    }
+
+    /// Runs for each datagram that comes to one of the [UDP sockets](Self::listen_udp), on that socket's thread, with
+    /// the address of its sender; required where there are any. An error and a panic are logged. Swoole's `Packet`.
+    pub fn on_packet<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut PacketSocket<T, R>, SocketAddr, &[u8]) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        let mut builder = self.settled();
+        builder.on_packet = Some(Box::new(callback));
+        builder
+    }
+
     /// Runs once when a connection has closed, whatever closed it (but not where `session` panicked: then there is no
-    /// `Connection`); nothing can be sent any more. An error is logged. Swoole's `Close`.
+    /// `Connection`); nothing can be sent any more. Where a TLS handshake failed or a proxy's header was missing it runs
+    /// without an `on_connect` before. An error is logged. Swoole's `Close`.
     pub fn on_close<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
     where
         F: Fn(&mut Connection<T, R, S>, &CloseReason) -> anyhow::Result<()> + Send + Sync + 'static,
@@ -235,44 +313,61 @@ where
     S: 'static,
     W: 'static,
 {
-    /// Listens on `address` and starts the task workers. Blocks until each of these has made its state. Clients
-    /// can connect from here on; they are served once [`Server::run`] is called.
+    /// Listens on `address`, beside what [`listen`](Self::listen) was given; otherwise as [`build`](Self::build).
     ///
-    /// Where a name has several addresses, the first that can be listened on is taken. An error where a setting cannot
-    /// work, `on_receive` or `on_task` is missing, none of the addresses can be listened on, or the task workers cannot
-    /// be started.
-    pub fn bind(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<Server, BindError> {
+    /// Where a name has several addresses, the first that can be listened on is taken.
+    pub fn bind(mut self, address: impl ToSocketAddrs + fmt::Debug) -> Result<Server, BindError> {
+        // The first, since it is the server's own address.
+        self.places.listeners.insert(0, Listener::tcp(address));
+        self.build()
+    }
+
+    /// Listens, and starts the task workers. Blocks until each of these has made its state. Clients can connect from
+    /// here on; they are served once [`Server::run`] is called.
+    ///
+    /// An error where a setting cannot work, there is nowhere to listen, one of the addresses cannot be listened on, a
+    /// required callback is missing (`on_task`; `on_receive` where there are listeners, `on_packet` where there are UDP
+    /// sockets), or the task workers cannot be started.
+    pub fn build(self) -> Result<Server, BindError> {
         self.config.check()?;
-        let on_receive = self.on_receive.ok_or(BindError::Missing("on_receive"))?;
+        let Places { listeners, udp } = self.places;
         let on_task = self.on_task.ok_or(BindError::Missing("on_task"))?;
+        let on_receive = match self.on_receive {
+            None if !listeners.is_empty() => return Err(BindError::Missing("on_receive")),
+            on_receive => on_receive.unwrap_or_else(|| Box::new(|_, _| Ok(()))),
+        };
+        if self.on_packet.is_none() && !udp.is_empty() {
+            return Err(BindError::Missing("on_packet"));
+        }
         let ServerHooks { observer, on_start, on_shutdown } = self.hooks;
 
-        let listener = listen(address, self.config.connections.backlog)?;
-        let local_addr = listener.local_addr();
-        let sleeper = Sleeper::new().map_err(BindError::Waker)?;
         let max_connections = self.config.max_connections();
-        let core = Arc::new(Core::new(
-            local_addr,
-            Registry::new(max_connections, Arc::clone(sleeper.waker())),
-            observer.clone(),
-        ));
+        let mut open = Vec::new();
+        for listener in listeners {
+            let listener = listener.open(&self.config.listeners, max_connections)?;
+            open.push((listener, Sleeper::new().map_err(BindError::Waker)?));
+        }
+        let (sockets, idle_sockets) = PacketSockets::new(open_udp(udp, &self.config)?).map_err(BindError::Waker)?;
+        let core = start_core(&open, sockets, max_connections, observer.clone())?;
         let pool = start_pool(&self.config, &core, Hooks { state: self.task_worker, on_task }, observer)?;
-        log::info!(
-            "listening on {local_addr}: {} task workers, at most {max_connections} connections",
-            self.config.tasks.task_worker_num
-        );
-
         let service = Arc::new(Service {
             core: Arc::clone(&core),
             config: self.config,
             pool: Arc::clone(&pool),
             session: self.session,
             on_receive,
+            on_packet: self.on_packet,
             callbacks: self.callbacks,
         });
-        let mut workers = Workers::new(service);
-        let hire = Box::new(move |accepted| workers.hire(accepted));
-        Ok(Server::new(core, listener, sleeper, hire, pool, on_start, on_shutdown))
+        let workers = Workers::new(Arc::clone(&service));
+        let hire: Hire = Arc::new(move |accepted| workers.hire(accepted));
+        let start_packets: StartPackets = Box::new(move |idle| packets::start(&service, idle));
+        let acceptors = open
+            .into_iter()
+            .map(|(listener, sleeper)| Acceptor::new(Arc::clone(&core), listener, sleeper, Arc::clone(&hire)))
+            .collect();
+        let doors = Doors { acceptors, idle_sockets, start_packets };
+        Ok(Server::new(core, doors, pool, on_start, on_shutdown))
     }
 }
 
@@ -282,16 +377,33 @@ impl<T, R, S, W, Stage> fmt::Debug for ServerBuilder<T, R, S, W, Stage> {
     }
 }
 
-fn listen(address: impl ToSocketAddrs + fmt::Debug, backlog: u32) -> Result<Listener, BindError> {
-    let resolve_error = |source| BindError::Resolve { address: format!("{address:?}"), source };
-    let mut failed = None;
-    for address in address.to_socket_addrs().map_err(resolve_error)? {
-        match Listener::bind(address, i32::try_from(backlog).unwrap_or(i32::MAX)) {
-            Ok(listener) => return Ok(listener),
-            Err(source) => failed = Some(BindError::Listen { address, source }),
+fn open_udp(places: Vec<UdpAt>, config: &Config) -> Result<Vec<Datagrams>, BindError> {
+    let open = |at| match at {
+        UdpAt::Addresses(addresses) => {
+            addresses.first(|address| Datagrams::bind(address, &config.listeners.socket_options))
         }
+        UdpAt::Open(socket) => Datagrams::open(socket).map_err(BindError::OpenSocket),
+    };
+    places.into_iter().map(open).collect()
+}
+
+fn start_core(
+    listeners: &[(OpenListener, Sleeper)],
+    sockets: PacketSockets,
+    max_connections: usize,
+    observer: MaybeObserver,
+) -> Result<Arc<Core>, BindError> {
+    let mut addresses: Vec<Address> = Vec::new();
+    for (listener, _) in listeners {
+        listener.announce(max_connections);
+        addresses.push(listener.socket.local_addr().clone());
     }
-    Err(failed.unwrap_or_else(|| resolve_error(io::Error::new(io::ErrorKind::NotFound, "it has no addresses"))))
+    addresses.extend(sockets.addresses());
+    if addresses.is_empty() {
+        return Err(BindError::NoListener);
+    }
+    let wakers = listeners.iter().map(|(_, sleeper)| Arc::clone(sleeper.waker())).collect();
+    Ok(Arc::new(Core::new(addresses, sockets, Registry::new(max_connections, wakers), observer)))
 }
 
 fn start_pool<T, R, W>(

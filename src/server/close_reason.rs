@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use crate::net::Malformed;
+
 /// Why a connection closed: what `on_close` is told.
 ///
 /// ```
@@ -31,6 +33,8 @@ pub enum CloseReason {
     Client,
     /// `close` was called, on the connection or on the server's handle.
     Server,
+    /// `abort` was called, on the connection or on the server's handle.
+    Aborted,
     /// The server shuts down.
     Shutdown,
     /// `on_connect` or `on_receive` returned this error.
@@ -39,18 +43,62 @@ pub enum CloseReason {
     Panicked(String),
     /// The client sent a frame longer than `max_frame`, given here in bytes.
     FrameTooLong(usize),
-    /// The client took nothing of what waited for it for as long as `write_timeout`.
-    WriteTimeout,
+    /// What the client sent is not of the protocol: a [`Decoder`](crate::Decoder) said so, or a length is impossible.
+    Malformed(Malformed),
+    /// A time was over. Which one says the timeout.
+    TimedOut(Timeout),
+    /// TLS with the client failed, for this reason: it speaks no TLS, say, or its certificate has expired.
+    TlsFailed(String),
+    /// The client speaks TLS, and this listener does not. Known only where frames are awaited: raw bytes, and those of a
+    /// [`Decoder`](crate::Decoder), may be just that.
+    UnexpectedTls,
+    /// A proxy did not say, as it should have, whose client it is.
+    BadProxyHeader(&'static str),
+    /// The client's address has as many connections as
+    /// [`max_connections_per_address`](crate::Limits::max_connections_per_address) allows. Only behind a proxy; others
+    /// never become a connection.
+    TooManyOfAddress,
+    /// The client's address connects faster than
+    /// [`accept_rate_per_address`](crate::Limits::accept_rate_per_address) allows. Only behind a proxy, likewise.
+    TooFastOfAddress,
     /// The socket failed; a reset by the client is
     /// [`ConnectionReset`](std::io::ErrorKind::ConnectionReset) or
     /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
     Io(io::Error),
 }
 
+/// Which time was over; each is one of [`Limits`](crate::Limits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Timeout {
+    /// [`handshake_timeout`](crate::Limits::handshake_timeout).
+    Handshake,
+    /// [`frame_timeout`](crate::Limits::frame_timeout).
+    Frame,
+    /// [`write_timeout`](crate::Limits::write_timeout).
+    Write,
+    /// [`idle_timeout`](crate::Limits::idle_timeout).
+    Idle,
+    /// [`silence_timeout`](crate::Limits::silence_timeout).
+    Silence,
+    /// [`max_lifetime`](crate::Limits::max_lifetime).
+    Lifetime,
+}
+
 impl CloseReason {
     /// The client can still be told what was sent to it, and may still be sending.
     pub(super) fn is_orderly(&self) -> bool {
-        !matches!(self, CloseReason::WriteTimeout | CloseReason::Io(_))
+        use CloseReason::{Aborted, BadProxyHeader, Io, TimedOut, TlsFailed, TooFastOfAddress, TooManyOfAddress};
+        !matches!(
+            self,
+            Aborted
+                | TimedOut(Timeout::Write | Timeout::Handshake)
+                | TlsFailed(_)
+                | BadProxyHeader(_)
+                | TooManyOfAddress
+                | TooFastOfAddress
+                | Io(_)
+        )
     }
 }
 
@@ -59,12 +107,32 @@ impl fmt::Display for CloseReason {
         match self {
             CloseReason::Client => f.write_str("closed by the client"),
             CloseReason::Server => f.write_str("closed by the server"),
+            CloseReason::Aborted => f.write_str("aborted by the server"),
             CloseReason::Shutdown => f.write_str("the server shuts down"),
             CloseReason::CallbackFailed(error) => write!(f, "a callback failed: {error:#}"),
             CloseReason::Panicked(message) => write!(f, "a callback panicked: {message}"),
             CloseReason::FrameTooLong(max) => write!(f, "a frame was longer than {max} bytes"),
-            CloseReason::WriteTimeout => f.write_str("the client did not take what was sent to it in time"),
+            CloseReason::Malformed(malformed) => write!(f, "the client broke the protocol: {malformed}"),
+            CloseReason::TimedOut(timeout) => timeout.fmt(f),
+            CloseReason::TlsFailed(reason) => write!(f, "TLS failed: {reason}"),
+            CloseReason::UnexpectedTls => f.write_str("the client speaks TLS, and this listener does not"),
+            CloseReason::BadProxyHeader(reason) => write!(f, "a proxy did not say whose client it is: {reason}"),
+            CloseReason::TooManyOfAddress => f.write_str("the client's address has too many connections"),
+            CloseReason::TooFastOfAddress => f.write_str("the client's address connects too often"),
             CloseReason::Io(error) => write!(f, "the socket failed: {error}"),
         }
+    }
+}
+
+impl fmt::Display for Timeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Timeout::Handshake => "handshake_timeout: the client did not get as far as its first frame in time",
+            Timeout::Frame => "frame_timeout: a frame was not whole in time",
+            Timeout::Write => "write_timeout: the client did not take what was sent to it in time",
+            Timeout::Idle => "idle_timeout: nothing went either way for too long",
+            Timeout::Silence => "silence_timeout: the client sent nothing for too long",
+            Timeout::Lifetime => "max_lifetime: the connection is too old",
+        })
     }
 }

@@ -1,13 +1,17 @@
 //! What a connection's callbacks are given.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::connection_info::{ConnectionId, ConnectionInfo};
 use super::handle::ServerHandle;
 use super::link::Link;
-use super::registry::ConnectionId;
-use crate::error::{SendError, TaskError, TaskFailure, TryTaskError, WaitError};
+use super::remote::Remote;
+use super::timers::TimerId;
+use crate::error::{SendError, SendFileError, TaskError, TaskFailure, TryTaskError, WaitError};
+use crate::net::Address;
 use crate::task::{Finished, Progress, Repetition, TaskId, TaskOptions, With};
 
 /// One client, as its callbacks see it: its session `S` on one side, its [`Link`] to the client and to the back
@@ -45,19 +49,34 @@ impl<T, R, S> Connection<T, R, S> {
         self.link.id()
     }
 
-    /// The address of the client.
-    pub fn peer_addr(&self) -> SocketAddr {
+    /// The address of the client; of one behind a [proxy](crate::ProxyProtocol) its own.
+    pub fn peer_addr(&self) -> &Address {
         self.link.peer_addr()
     }
 
     /// The address the client connected to.
-    pub fn local_addr(&self) -> SocketAddr {
+    pub fn local_addr(&self) -> &Address {
         self.link.local_addr()
+    }
+
+    /// The name of the [`Listener`](crate::Listener) the client came in by.
+    pub fn listener(&self) -> &str {
+        self.link.listener()
+    }
+
+    /// What is known of this connection from outside: times, bytes, frames.
+    pub fn info(&self) -> ConnectionInfo {
+        self.link.info()
     }
 
     /// The server.
     pub fn server(&self) -> &ServerHandle {
         self.link.server()
+    }
+
+    /// A handle for running closures on the workers of this and other connections, from any thread.
+    pub fn remote(&self) -> Remote<T, R, S> {
+        self.link.remote()
     }
 
     /// Sends `bytes` to the client; they are taken all or not at all. Never blocks: they are written when the
@@ -68,10 +87,126 @@ impl<T, R, S> Connection<T, R, S> {
         self.link.send(bytes)
     }
 
+    /// Sends `len` bytes of a file to the client, from `offset` on; `None`: up to its end. They go out in turn with what
+    /// else is sent, and over a plain connection from kernel to kernel. Returns at once; the file stays open until then,
+    /// which the worker's reads of it may make wait for the disk. Swoole's `sendfile`.
+    ///
+    /// The bytes take no part in `max_outbox`. An error where the connection is closed or closing, where 16 files
+    /// already wait, and where the file is shorter than that. If it becomes so later, the connection closes.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), backroom::BindError> {
+    /// let server = backroom::Server::builder::<(), ()>()
+    ///     .on_receive(|conn, _data| Ok(conn.send_file(std::fs::File::open("index.html")?, 0, None)?))
+    ///     .on_task(|_cx, ()| Ok(()))
+    ///     .bind("127.0.0.1:0")?;
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send_file(&mut self, file: File, offset: u64, len: Option<u64>) -> Result<(), SendFileError> {
+        self.link.send_file(file, offset, len)
+    }
+
+    /// Reads no more from the client, until [`resume`](Self::resume); frames that are here already wait too. In
+    /// `on_connect` it defers all reading. Everything else goes on. While paused, the connection is neither idle nor
+    /// silent, and that its client has closed is noticed only if it was by a reset. Swoole's `pause`, and
+    /// `enable_delay_receive`.
+    pub fn pause(&mut self) {
+        self.link.pause();
+    }
+
+    /// Reads again after a [`pause`](Self::pause). Swoole's `resume`, and `confirm`.
+    pub fn resume(&mut self) {
+        self.link.resume();
+    }
+
     /// Closes this connection once what was sent is flushed, without waiting for its tasks. No callback but
     /// `on_close` follows the current one.
     pub fn close(&mut self) {
         self.link.close();
+    }
+
+    /// Closes this connection at once, with a reset: what its client has not taken is lost. No callback but `on_close`
+    /// follows the current one. Swoole's `close` with `$reset`.
+    pub fn abort(&mut self) {
+        self.link.abort();
+    }
+
+    /// Says whose connection this is, so that [it is found by that](crate::ServerHandle::connections_of). A user may
+    /// have several; a connection has one, which this replaces. Swoole's `bind`, there a number, once.
+    pub fn bind(&mut self, user: impl Into<Arc<str>>) {
+        self.link.bind(user);
+    }
+
+    /// Says that this is nobody's connection any more.
+    pub fn unbind(&mut self) {
+        self.link.unbind();
+    }
+
+    /// Whose connection this is, if [`bind`](Self::bind) has said so.
+    pub fn user(&self) -> Option<Arc<str>> {
+        self.link.user()
+    }
+
+    /// Whether this connection is exempt from [`idle_timeout`](crate::Limits::idle_timeout) and
+    /// [`silence_timeout`](crate::Limits::silence_timeout). Swoole's `protect`.
+    pub fn protect(&mut self, protect: bool) {
+        self.link.protect(protect);
+    }
+}
+
+/// Timers. They run on this connection's worker and end with it; an error that one returns is logged.
+impl<T, R, S> Connection<T, R, S> {
+    /// Runs a closure once, so much later. It need not be `Send`. A connection that closes drops it unrun; a timer does
+    /// not keep one open. Swoole's `after`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), backroom::BindError> {
+    /// let server = backroom::Server::builder::<(), ()>()
+    ///     .session(|_peer| false) // whether the password has come
+    ///     .on_connect(|conn| {
+    ///         conn.after(Duration::from_secs(10), |conn| {
+    ///             if !*conn.session() {
+    ///                 conn.send("too slow\n")?;
+    ///                 conn.close();
+    ///             }
+    ///             Ok(())
+    ///         });
+    ///         Ok(())
+    ///     })
+    ///     .on_receive(|conn, password| {
+    ///         *conn.session_mut() = password == b"swordfish";
+    ///         Ok(())
+    ///     })
+    ///     .on_task(|_cx, ()| Ok(()))
+    ///     .bind("127.0.0.1:0")?;
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn after<F>(&mut self, time: Duration, run: F) -> TimerId
+    where
+        F: FnOnce(&mut Connection<T, R, S>) -> anyhow::Result<()> + 'static,
+    {
+        self.link.after(time, run)
+    }
+
+    /// Runs a closure once every `period`, the first time after one, until it is cleared. Firings that were missed are
+    /// left out; a period below 1 ms is taken for 1 ms. Swoole's `tick`.
+    pub fn every<F>(&mut self, period: Duration, run: F) -> TimerId
+    where
+        F: FnMut(&mut Connection<T, R, S>) -> anyhow::Result<()> + 'static,
+    {
+        self.link.every(period, run)
+    }
+
+    /// Has a timer not run any more; false if it would not have. It may clear itself. Takes time in proportion to the
+    /// timers of this connection. Swoole's `clearTimer`.
+    pub fn clear_timer(&mut self, timer: TimerId) -> bool {
+        self.link.clear_timer(timer)
     }
 }
 

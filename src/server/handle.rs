@@ -2,16 +2,23 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::BackRoom;
+use super::connection_info::{ConnectionId, ConnectionInfo, Connections};
 use super::lifecycle::{Lifecycle, ShutdownReport};
-use super::registry::{ConnectionId, ConnectionInfo, Registry};
-use crate::error::{JoinError, SendError};
+use super::link::file_part;
+use super::mailbox::Item;
+use super::packets::PacketSockets;
+use super::registry::{Entry, Registry};
+use crate::error::{JoinError, SendError, SendFileError};
 use crate::logging::LogLimit;
+use crate::net::{Address, Piece};
 use crate::observer::MaybeObserver;
 use crate::panic::catch;
 use crate::stats::{Books, Stats, Whereabouts};
@@ -21,11 +28,15 @@ use crate::times::TaskTimes;
 /// What all threads of one server share, whatever the types of its tasks.
 pub(super) struct Core {
     number: u64,
-    local_addr: SocketAddr,
+    started_at: SystemTime,
+    /// Of the listeners and the packet sockets, as they were given.
+    local_addrs: Vec<Address>,
+    pub(super) packets: PacketSockets,
     pub(super) lifecycle: Lifecycle,
     pub(super) registry: Arc<Registry>,
     pub(super) books: Arc<Books>,
     callback_log: LogLimit,
+    client_log: LogLimit,
     pub(super) observer: MaybeObserver,
     /// The task pool, once there is one. It holds this, so this does not hold it.
     pub(super) back_room: OnceLock<Weak<dyn BackRoom>>,
@@ -39,14 +50,22 @@ thread_local! {
 }
 
 impl Core {
-    pub(super) fn new(local_addr: SocketAddr, registry: Registry, observer: MaybeObserver) -> Core {
+    pub(super) fn new(
+        local_addrs: Vec<Address>,
+        packets: PacketSockets,
+        registry: Registry,
+        observer: MaybeObserver,
+    ) -> Core {
         Core {
             number: SERVERS.fetch_add(1, Ordering::Relaxed) + 1,
-            local_addr,
+            started_at: SystemTime::now(),
+            local_addrs,
+            packets,
             lifecycle: Lifecycle::new(),
             registry: Arc::new(registry),
             books: Arc::new(Books::default()),
             callback_log: LogLimit::default(),
+            client_log: LogLimit::default(),
             observer,
             back_room: OnceLock::new(),
         }
@@ -73,6 +92,29 @@ impl Core {
     pub(super) fn log_callback(&self, id: ConnectionId, what: &str) {
         if let Some(held_back) = self.callback_log.permit() {
             log::warn!("connection {id}: {what} ({held_back} more errors in callbacks since the last line)");
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn local_addr(&self) -> &Address {
+        // There is one, or there would be no server.
+        &self.local_addrs[0]
+    }
+
+    pub(super) fn local_addrs(&self) -> &[Address] {
+        &self.local_addrs
+    }
+
+    pub(super) fn wake_all(&self) {
+        self.registry.wake_all();
+        self.packets.wake_all();
+    }
+
+    /// Logs what a client has done wrong. `what` is fit for a log already.
+    pub(super) fn log_client(&self, id: ConnectionId, what: &str) {
+        if let Some(held_back) = self.client_log.permit() {
+            log::info!("connection {id}: {what} ({held_back} more of the kind since the last line)");
         }
     }
 }
@@ -139,9 +181,14 @@ impl ServerHandle {
     pub fn stats(&self) -> Stats {
         let registry = &self.core.registry;
         Stats {
+            started_at: self.core.started_at,
             connections: registry.taken(),
             accepted_connections: registry.accepted(),
-            refused_connections: registry.refused(),
+            refused: registry.refused(),
+            closed: registry.closed(),
+            traffic: registry.traffic(),
+            packets_received: self.core.packets.received(),
+            packets_sent: self.core.packets.sent(),
             tasks: match self.core.back_room() {
                 Some(back_room) => back_room.stats(),
                 None => self.core.books.read().task_stats(&Whereabouts::default()),
@@ -193,32 +240,136 @@ impl ServerHandle {
     /// arrives in that order. An error where the connection is closed, where `max_outbox` bytes sent this way already
     /// wait, and where these are more than that.
     pub fn send(&self, connection: ConnectionId, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
-        match self.core.registry.mailbox(connection) {
-            Some(mailbox) => mailbox.send(bytes.as_ref()),
-            None => Err(SendError::Closed),
-        }
+        self.entry(connection).ok_or(SendError::Closed)?.mailbox.send(bytes.as_ref())
+    }
+
+    /// Sends a part of a file to a connection, in turn with what this thread sends to it otherwise; see
+    /// [`Connection::send_file`](crate::Connection::send_file).
+    pub fn send_file(
+        &self,
+        connection: ConnectionId,
+        file: File,
+        offset: u64,
+        len: Option<u64>,
+    ) -> Result<(), SendFileError> {
+        let entry = self.entry(connection).ok_or(SendFileError::Closed)?;
+        let Some(part) = file_part(file, offset, len)? else { return Ok(()) };
+        entry.mailbox.send_piece(Piece::File(part)).map_err(|error| match error {
+            SendError::Closed => SendFileError::Closed,
+            SendError::OutboxFull | SendError::TooLong => SendFileError::TooManyFiles,
+        })
+    }
+
+    /// Sends `bytes` to every connection. They are copied once, however many these are. Returns once they are on their
+    /// way, which takes time in proportion to the connections, and says how many they were.
+    ///
+    /// ```
+    /// # let server = backroom::Server::builder::<(), ()>()
+    /// #     .on_receive(|_conn, _data| Ok(()))
+    /// #     .on_task(|_cx, ()| Ok(()))
+    /// #     .bind("127.0.0.1:0")?;
+    /// # let handle = server.handle();
+    /// let broadcast = handle.broadcast("the server closes in a minute\n");
+    /// println!("told {}, and {} take nothing", broadcast.sent, broadcast.refused);
+    /// # Ok::<(), backroom::BindError>(())
+    /// ```
+    pub fn broadcast(&self, bytes: impl AsRef<[u8]>) -> Broadcast {
+        send_to_all(&self.core.registry.all(), bytes.as_ref())
+    }
+
+    /// Sends `bytes` to those connections that `wanted` wants; otherwise as [`broadcast`](Self::broadcast).
+    pub fn broadcast_to(&self, wanted: impl Fn(&ConnectionInfo) -> bool, bytes: impl AsRef<[u8]>) -> Broadcast {
+        let mut entries = self.core.registry.all();
+        entries.retain(|entry| wanted(&entry.info()));
+        send_to_all(&entries, bytes.as_ref())
+    }
+
+    /// Sends a datagram from the first packet socket of the address's family; see
+    /// [`PacketSocket::send_to`](crate::PacketSocket::send_to). An error of kind
+    /// [`AddrNotAvailable`](io::ErrorKind::AddrNotAvailable) where there is none. Swoole's `sendto`.
+    pub fn send_to(&self, address: SocketAddr, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.core.packets.send_to(address, bytes.as_ref())
     }
 
     /// Has a connection closed once what was sent to it is flushed, without waiting for its tasks. Returns at
     /// once; `false` if it was closed, closing or never there.
     pub fn close(&self, connection: ConnectionId) -> bool {
-        self.core.registry.mailbox(connection).is_some_and(|mailbox| mailbox.close())
+        self.entry(connection).is_some_and(|entry| entry.mailbox.close())
     }
 
-    /// The address the server listens on, with the port it got where 0 was asked for.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.core.local_addr
+    /// Has a connection closed at once, with a reset: what its client has not taken is lost. Returns at once; `false` if
+    /// it was closed or never there. Swoole's `close` with `$reset`.
+    pub fn abort(&self, connection: ConnectionId) -> bool {
+        self.entry(connection).is_some_and(|entry| entry.mailbox.abort())
     }
 
-    /// The connections that are open or closing, in no order.
-    pub fn connections(&self) -> Vec<ConnectionInfo> {
-        self.core.registry.connections()
+    /// Has a connection not read for now; see [`Connection::pause`](crate::Connection::pause). `false` if it was closed,
+    /// closing or never there, or too much waits for its worker.
+    pub fn pause(&self, connection: ConnectionId) -> bool {
+        self.entry(connection).is_some_and(|entry| entry.mailbox.put((), |()| Item::Pause(true)).is_ok())
     }
+
+    /// Has a connection read again after a [`pause`](Self::pause). `false` likewise.
+    pub fn resume(&self, connection: ConnectionId) -> bool {
+        self.entry(connection).is_some_and(|entry| entry.mailbox.put((), |()| Item::Pause(false)).is_ok())
+    }
+
+    /// The address of the first listener, with the port it got where 0 was asked for; of the first packet socket where
+    /// there is no listener.
+    pub fn local_addr(&self) -> Address {
+        self.core.local_addr().clone()
+    }
+
+    /// The addresses of all listeners, and then of all packet sockets, in the order in which they were given.
+    pub fn local_addrs(&self) -> &[Address] {
+        self.core.local_addrs()
+    }
+
+    /// The connections that are open or closing: all, or those that are asked for.
+    pub fn connections(&self) -> Connections<'_> {
+        Connections::of(&self.core.registry)
+    }
+
+    /// A connection that is open or closing.
+    pub fn connection(&self, id: ConnectionId) -> Option<ConnectionInfo> {
+        Some(self.entry(id)?.info())
+    }
+
+    /// The connections that are [bound](crate::Connection::bind) to this user, by ascending id.
+    pub fn connections_of(&self, user: &str) -> Vec<ConnectionId> {
+        self.core.registry.of_user(user)
+    }
+
+    fn entry(&self, id: ConnectionId) -> Option<Arc<Entry>> {
+        self.core.registry.get(id)
+    }
+}
+
+/// How far a [broadcast](ServerHandle::broadcast) came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Broadcast {
+    /// Connections that it was sent to.
+    pub sent: usize,
+    /// Connections that it was not, because they have closed or so much waits for them already.
+    pub refused: usize,
+}
+
+fn send_to_all(entries: &[Arc<Entry>], bytes: &[u8]) -> Broadcast {
+    let bytes: Arc<[u8]> = bytes.into();
+    let mut broadcast = Broadcast::default();
+    for entry in entries {
+        match entry.mailbox.send_piece(Piece::shared(&bytes)) {
+            Ok(()) => broadcast.sent += 1,
+            Err(_) => broadcast.refused += 1,
+        }
+    }
+    broadcast
 }
 
 impl fmt::Debug for ServerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerHandle").field("local_addr", &self.core.local_addr).finish_non_exhaustive()
+        f.debug_struct("ServerHandle").field("local_addrs", &self.core.local_addrs).finish_non_exhaustive()
     }
 }
 

@@ -1,31 +1,44 @@
 //! A connection without its session.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::connection::Connection;
+use super::connection_info::{ConnectionId, ConnectionInfo};
 use super::handle::ServerHandle;
-use super::registry::ConnectionId;
-use crate::error::{SendError, TaskError, TryTaskError};
-use crate::net::{Outbox, Stream};
+use super::registry::Registered;
+use super::remote::Remote;
+use super::timers::{Timer, TimerId, Timers};
+use crate::error::{SendError, SendFileError, TaskError, TryTaskError};
+use crate::net::{Address, FilePart, Outbox, Piece, Stream};
 use crate::task::{BeforeWait, Finished, Port, Progress, TaskId, TaskOptions, With};
 
 /// A connection without its session: the client's socket on one side, the back room on the other. From
 /// [`Connection::parts`].
 pub struct Link<T, R, S = ()> {
-    pub(super) id: ConnectionId,
     pub(super) wire: Wire,
+    pub(super) registered: Registered,
     /// Closed once the worker knows of a shutdown.
     pub(super) port: Port<T, R, Connection<T, R, S>>,
     pub(super) server: ServerHandle,
     pub(super) state: LinkState,
+    /// Nothing is read, because a callback said so.
+    pub(super) paused: bool,
+    pub(super) timers: Timers<Connection<T, R, S>>,
 }
 
 /// The way to the client.
 pub(super) struct Wire {
     pub(super) stream: Stream,
     pub(super) outbox: Outbox,
+    /// Written, and not counted yet.
+    pub(super) flushed: usize,
+    /// How many were sent since the connection began.
+    pub(super) messages: u64,
 }
 
 /// Whether there is anyone to send to.
@@ -33,6 +46,8 @@ pub(super) enum LinkState {
     Open,
     /// `close` was called.
     Closing,
+    /// `abort` was called.
+    Aborting,
     /// A write failed while a callback ran.
     Broken(io::Error),
     Closed,
@@ -88,22 +103,37 @@ impl<T: Send + 'static, R: Send + 'static, S> Link<T, R, S> {
 impl<T, R, S> Link<T, R, S> {
     /// The id of this connection.
     pub fn id(&self) -> ConnectionId {
-        self.id
+        self.registered.entry().id
     }
 
     /// The address of the client.
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.wire.stream.peer_addr()
+    pub fn peer_addr(&self) -> &Address {
+        &self.registered.entry().peer_addr
     }
 
     /// The address the client connected to.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.wire.stream.local_addr()
+    pub fn local_addr(&self) -> &Address {
+        &self.registered.entry().local_addr
+    }
+
+    /// The name of the listener the client came in by; see [`Connection::listener`].
+    pub fn listener(&self) -> &str {
+        &self.registered.entry().listener
+    }
+
+    /// What is known of this connection from outside; see [`Connection::info`].
+    pub fn info(&self) -> ConnectionInfo {
+        self.registered.entry().info()
     }
 
     /// The server.
     pub fn server(&self) -> &ServerHandle {
         &self.server
+    }
+
+    /// A handle for running closures on the workers of other connections; see [`Connection::remote`].
+    pub fn remote(&self) -> Remote<T, R, S> {
+        Remote::new(&self.server)
     }
 
     /// Sends bytes to the client; see [`Connection::send`].
@@ -117,12 +147,35 @@ impl<T, R, S> Link<T, R, S> {
         }
         if self.wire.outbox.push(bytes).is_err() {
             self.write_through()?;
-            return self.wire.outbox.push(bytes).map_err(|_| SendError::OutboxFull);
+            self.wire.outbox.push(bytes).map_err(|_| SendError::OutboxFull)?;
         }
+        self.wire.messages += 1;
         if self.wire.outbox.len() >= WRITE_THROUGH {
             self.write_through()?;
         }
         Ok(())
+    }
+
+    /// Sends a part of a file to the client; see [`Connection::send_file`].
+    pub fn send_file(&mut self, file: File, offset: u64, len: Option<u64>) -> Result<(), SendFileError> {
+        if !matches!(self.state, LinkState::Open) {
+            return Err(SendFileError::Closed);
+        }
+        if let Some(part) = file_part(file, offset, len)? {
+            self.wire.outbox.push_piece(Piece::File(part)).map_err(|_| SendFileError::TooManyFiles)?;
+        }
+        self.wire.messages += 1;
+        Ok(())
+    }
+
+    /// Reads no more from the client; see [`Connection::pause`].
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Reads again; see [`Connection::resume`].
+    pub fn resume(&mut self) {
+        self.paused = false;
     }
 
     /// Closes this connection once what was sent is flushed; see [`Connection::close`].
@@ -130,6 +183,54 @@ impl<T, R, S> Link<T, R, S> {
         if matches!(self.state, LinkState::Open) {
             self.state = LinkState::Closing;
         }
+    }
+
+    /// Closes this connection with a reset; see [`Connection::abort`].
+    pub fn abort(&mut self) {
+        if matches!(self.state, LinkState::Open | LinkState::Closing) {
+            self.state = LinkState::Aborting;
+        }
+    }
+
+    /// Says whose connection this is; see [`Connection::bind`].
+    pub fn bind(&mut self, user: impl Into<Arc<str>>) {
+        self.registered.bind(Some(user.into()));
+    }
+
+    /// Says that this is nobody's connection; see [`Connection::unbind`].
+    pub fn unbind(&mut self) {
+        self.registered.bind(None);
+    }
+
+    /// Whose connection this is, if [`bind`](Self::bind) has said so.
+    pub fn user(&self) -> Option<Arc<str>> {
+        self.registered.entry().user()
+    }
+
+    /// Exempts this connection from closing because nothing happens; see [`Connection::protect`].
+    pub fn protect(&mut self, protect: bool) {
+        self.registered.entry().protected.store(protect, Ordering::Relaxed);
+    }
+
+    /// Runs a closure later; see [`Connection::after`].
+    pub fn after<F>(&mut self, time: Duration, run: F) -> TimerId
+    where
+        F: FnOnce(&mut Connection<T, R, S>) -> anyhow::Result<()> + 'static,
+    {
+        self.timers.set(time, Timer::Once(Box::new(run)))
+    }
+
+    /// Runs a closure again and again; see [`Connection::every`].
+    pub fn every<F>(&mut self, period: Duration, run: F) -> TimerId
+    where
+        F: FnMut(&mut Connection<T, R, S>) -> anyhow::Result<()> + 'static,
+    {
+        self.timers.set(period, Timer::Every(period, Box::new(run)))
+    }
+
+    /// Clears a timer; see [`Connection::clear_timer`].
+    pub fn clear_timer(&mut self, timer: TimerId) -> bool {
+        self.timers.clear(timer)
     }
 
     fn write_through(&mut self) -> Result<(), SendError> {
@@ -143,10 +244,24 @@ impl<T, R, S> Link<T, R, S> {
 impl Wire {
     /// Writes what the client takes now.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        match self.outbox.is_empty() {
-            true => Ok(()),
-            false => self.outbox.flush(&mut self.stream),
+        if !self.outbox.is_empty() || self.stream.wants_write() {
+            self.flushed += self.outbox.flush(&mut self.stream)?;
         }
+        Ok(())
+    }
+}
+
+/// The part of the file, if it is there; `None` if it is empty.
+pub(super) fn file_part(file: File, offset: u64, len: Option<u64>) -> Result<Option<FilePart>, SendFileError> {
+    let metadata = file.metadata().map_err(SendFileError::Io)?;
+    if !metadata.is_file() {
+        return Err(SendFileError::NoFile);
+    }
+    let rest = metadata.len().checked_sub(offset).ok_or(SendFileError::OutOfRange)?;
+    match len.unwrap_or(rest) {
+        0 => Ok(None),
+        len if len <= rest => Ok(Some(FilePart::new(file, offset, len))),
+        _ => Err(SendFileError::OutOfRange),
     }
 }
 
@@ -159,6 +274,6 @@ impl BeforeWait for Wire {
 
 impl<T, R, S> fmt::Debug for Link<T, R, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("id", &self.id).field("peer_addr", &self.peer_addr()).finish_non_exhaustive()
+        f.debug_struct("Link").field("id", &self.id()).field("peer_addr", &self.peer_addr()).finish_non_exhaustive()
     }
 }

@@ -2,41 +2,57 @@
 //! `Port` and the pool it comes from.
 
 mod acceptor;
+mod admission;
 mod builder;
 mod close_reason;
 mod connection;
+mod connection_info;
 mod handle;
 mod lifecycle;
+mod limits;
 mod link;
+mod listener;
 mod mailbox;
+mod packets;
+mod proxy;
 mod registry;
+mod remote;
 mod service;
 mod settings;
+mod tally;
+mod timers;
 mod worker;
 mod workers;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use acceptor::{Acceptor, Hire};
+use acceptor::Acceptor;
 use builder::{OnShutdown, OnStart};
 use handle::Core;
+use packets::{IdleSocket, StartPackets};
 
 pub use builder::{ServerBuilder, stage};
-pub use close_reason::CloseReason;
+pub use close_reason::{CloseReason, Timeout};
 pub use connection::Connection;
-pub use handle::ServerHandle;
+pub use connection_info::{ConnectionId, ConnectionInfo, Connections};
+pub use handle::{Broadcast, ServerHandle};
 pub use lifecycle::ShutdownReport;
+pub use limits::Limits;
 pub use link::Link;
-pub use registry::{ConnectionId, ConnectionInfo};
+pub use listener::Listener;
+pub use packets::PacketSocket;
+pub use proxy::ProxyProtocol;
+pub use remote::Remote;
+pub use timers::TimerId;
 
 use crate::error::{JoinError, RunError};
 use crate::logging::foreign;
-use crate::net::{Listener, Sleeper, Waker};
+use crate::net::{Address, Waker};
 use crate::panic::catch;
 use crate::stats::TaskStats;
 use crate::task::{Pool, Wake};
@@ -51,13 +67,52 @@ const GRACE: Duration = Duration::from_millis(250);
 #[must_use]
 pub struct Server {
     core: Arc<Core>,
-    acceptor: Acceptor,
-    acceptor_waker: Arc<Waker>,
+    doors: Doors,
     back_room: Arc<dyn BackRoom>,
     on_start: Option<OnStart>,
     on_shutdown: Option<OnShutdown>,
     /// Last, so that those who wait for the end hear of it when all is gone.
     ending: Ending,
+}
+
+/// Where clients come in, before their threads run.
+struct Doors {
+    acceptors: Vec<Acceptor>,
+    idle_sockets: Vec<IdleSocket>,
+    start_packets: StartPackets,
+}
+
+/// The thread of an acceptor.
+struct OpenDoor {
+    waker: Arc<Waker>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Doors {
+    /// Starts a thread for each, until one cannot be started.
+    fn open(self) -> (Vec<OpenDoor>, io::Result<()>) {
+        let mut open = Vec::new();
+        let opened = self.idle_sockets.into_iter().try_for_each(self.start_packets).and_then(|()| {
+            self.acceptors.into_iter().try_for_each(|acceptor| {
+                let waker = Arc::clone(acceptor.waker());
+                let thread = thread::Builder::new().name(format!("backroom-acceptor-{}", open.len() + 1));
+                let thread = thread.spawn(move || run_acceptor(acceptor))?;
+                open.push(OpenDoor { waker, thread });
+                Ok(())
+            })
+        });
+        (open, opened)
+    }
+}
+
+impl OpenDoor {
+    /// The server is no longer serving, and this has it look.
+    fn close(self) {
+        self.waker.interrupt();
+        if self.thread.join().is_err() {
+            log::error!("an acceptor panicked");
+        }
+    }
 }
 
 /// What a server needs of its task pool, whatever the types of its tasks.
@@ -129,22 +184,12 @@ impl Server {
 
     fn new(
         core: Arc<Core>,
-        listener: Listener,
-        sleeper: Sleeper,
-        hire: Hire,
+        doors: Doors,
         back_room: Arc<dyn BackRoom>,
         on_start: Option<OnStart>,
         on_shutdown: Option<OnShutdown>,
     ) -> Server {
-        Server {
-            acceptor_waker: Arc::clone(sleeper.waker()),
-            acceptor: Acceptor::new(Arc::clone(&core), listener, sleeper, hire),
-            back_room,
-            on_start,
-            on_shutdown,
-            ending: Ending(Arc::clone(&core)),
-            core,
-        }
+        Server { doors, back_room, on_start, on_shutdown, ending: Ending(Arc::clone(&core)), core }
     }
 
     /// A handle to this server, for other threads.
@@ -152,9 +197,16 @@ impl Server {
         ServerHandle { core: Arc::clone(&self.core) }
     }
 
-    /// The address the server listens on, with the port it got where 0 was asked for.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.handle().local_addr()
+    /// The address of the first listener, with the port it got where 0 was asked for; of the first UDP socket where there
+    /// is no listener.
+    pub fn local_addr(&self) -> Address {
+        self.core.local_addr().clone()
+    }
+
+    /// The addresses of all listeners, and then of all UDP sockets, in the order in which they were given; one given to
+    /// `bind` is the first.
+    pub fn local_addrs(&self) -> &[Address] {
+        self.core.local_addrs()
     }
 
     /// Serves until [`ServerHandle::shutdown`] is called and its work is done; blocks for all that time. What is not
@@ -162,25 +214,22 @@ impl Server {
     pub fn run(self) -> Result<ShutdownReport, RunError> {
         let handle = self.handle();
         // `_ending` comes first, so that it is dropped last.
-        let Server { ending: _ending, core, acceptor, acceptor_waker, back_room, on_start, on_shutdown } = self;
+        let Server { ending: _ending, core, doors, back_room, on_start, on_shutdown } = self;
         if let Some(on_start) = on_start {
             core.catch_callback(|| on_start(&handle))
                 .unwrap_or_else(|message| Err(anyhow::anyhow!("it panicked: {message}")))
                 .map_err(RunError::OnStart)?;
         }
-        let acceptor = thread::Builder::new()
-            .name("backroom-acceptor".to_owned())
-            .spawn(move || run_acceptor(acceptor))
-            .map_err(RunError::Acceptor)?;
-
-        core.lifecycle.wait_for_shutdown();
-        log::info!("shutting down");
-        acceptor_waker.interrupt();
-        if acceptor.join().is_err() {
-            log::error!("the acceptor panicked");
+        let (open, opened) = doors.open();
+        match &opened {
+            Ok(()) => core.lifecycle.wait_for_shutdown(),
+            Err(_) => core.lifecycle.begin_shutdown(Duration::ZERO),
         }
+        log::info!("shutting down");
+        open.into_iter().for_each(OpenDoor::close);
         let report = drain(&core, &*back_room);
         drop(back_room);
+        opened.map_err(RunError::Acceptor)?;
 
         if let Some(on_shutdown) = on_shutdown {
             match core.catch_callback(|| on_shutdown(&report)) {
@@ -196,7 +245,7 @@ impl Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("local_addr", &self.local_addr()).finish_non_exhaustive()
+        f.debug_struct("Server").field("local_addrs", &self.local_addrs()).finish_non_exhaustive()
     }
 }
 
@@ -212,7 +261,7 @@ fn drain(core: &Core, back_room: &dyn BackRoom) -> ShutdownReport {
     let task_workers = || back_room.loops();
 
     back_room.drain();
-    core.registry.wake_all();
+    core.wake_all();
     let in_time = core.lifecycle.wait_until(|| workers() == 0) && {
         back_room.end();
         core.lifecycle.wait_until(|| back_room.is_at_rest())
@@ -221,7 +270,7 @@ fn drain(core: &Core, back_room: &dyn BackRoom) -> ShutdownReport {
     back_room.abandon();
     if !in_time {
         core.lifecycle.expire();
-        core.registry.wake_all();
+        core.wake_all();
         back_room.end();
         core.lifecycle.wait_at_most(GRACE, || workers() == 0 && task_workers() == 0);
     }

@@ -1,77 +1,66 @@
-//! Which connections there are, how many there may be, and where each has its mailbox.
+//! Which connections there are, how many there may be, and how to reach each.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::admission::Refusal;
+use super::close_reason::CloseReason;
+use super::connection_info::{ConnectionId, ConnectionInfo};
 use super::mailbox::Mailbox;
-use crate::net::Waker;
-
-/// The name of a connection. Never used twice in the life of a process, so that what comes late for one
-/// cannot reach another. (Swoole's is the file descriptor, which is.)
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(pub(super) u64);
-
-impl ConnectionId {
-    /// The number, which is also the [`submitter`](crate::TaskId::submitter) of the connection's tasks.
-    pub fn number(&self) -> u64 {
-        self.0
-    }
-}
-
-impl fmt::Display for ConnectionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Debug for ConnectionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ConnectionId({})", self.0)
-    }
-}
-
-/// A connection that is open, from [`ServerHandle::connections`](crate::ServerHandle::connections).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ConnectionInfo {
-    /// Its id.
-    pub id: ConnectionId,
-    /// The address of the client.
-    pub peer_addr: SocketAddr,
-}
+use super::tally::Tally;
+use crate::net::{Address, Waker};
+use crate::stats::{ClosedStats, RefusedStats, Traffic};
 
 pub(super) struct Registry {
-    mailboxes: Mutex<HashMap<ConnectionId, Arc<Mailbox>>>,
+    entries: Mutex<Entries>,
     max_connections: usize,
     /// Places taken: connections from their acceptance until their socket is closed.
     taken: AtomicUsize,
     accepted: AtomicU64,
-    refused: AtomicU64,
-    /// Threads of workers, those that wait for their next connection included.
+    refused: Mutex<RefusedStats>,
+    /// Threads that have to end before the server has: those of workers, idle ones included, and of packet sockets.
     threads: AtomicUsize,
-    acceptor: Arc<Waker>,
+    acceptors: Vec<Arc<Waker>>,
+}
+
+#[derive(Default)]
+struct Entries {
+    open: BTreeMap<ConnectionId, Arc<Entry>>,
+    /// Those of whom a proxy's header or a TLS handshake is awaited; nobody else knows of them yet.
+    opening: HashMap<ConnectionId, Arc<Waker>>,
+    users: HashMap<Arc<str>, BTreeSet<ConnectionId>>,
+    closed: ClosedStats,
+    /// Of connections that are closed.
+    traffic: Traffic,
+}
+
+/// What others may know of a connection, and the way to it.
+pub(super) struct Entry {
+    pub(super) id: ConnectionId,
+    pub(super) peer_addr: Address,
+    pub(super) local_addr: Address,
+    pub(super) listener: Arc<str>,
+    pub(super) mailbox: Mailbox,
+    pub(super) tally: Tally,
+    pub(super) protected: AtomicBool,
+    user: Mutex<Option<Arc<str>>>,
 }
 
 impl Registry {
-    pub(super) fn new(max_connections: usize, acceptor: Arc<Waker>) -> Registry {
+    pub(super) fn new(max_connections: usize, acceptors: Vec<Arc<Waker>>) -> Registry {
         Registry {
-            mailboxes: Mutex::new(HashMap::new()),
+            entries: Mutex::default(),
             max_connections,
             taken: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            refused: Mutex::default(),
             threads: AtomicUsize::new(0),
-            acceptor,
+            acceptors,
         }
-    }
-
-    pub(super) fn is_full(&self, taken: usize) -> bool {
-        taken >= self.max_connections
     }
 
     /// Places taken.
@@ -83,75 +72,207 @@ impl Registry {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    pub(super) fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+    pub(super) fn count_accepted(&self) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_refused(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn refused(&self) -> RefusedStats {
+        *self.refused.lock()
+    }
+
+    pub(super) fn count_no_thread(&self) {
+        self.refused.lock().no_thread += 1;
+    }
+
+    pub(super) fn count_refusal(&self, refusal: Refusal) {
+        let mut refused = self.refused.lock();
+        match refusal {
+            Refusal::TooMany => refused.too_many_of_address += 1,
+            Refusal::TooFast => refused.too_fast_of_address += 1,
+        }
     }
 
     pub(super) fn threads(&self) -> &AtomicUsize {
         &self.threads
     }
 
-    /// A place for a connection that was just accepted.
-    pub(super) fn take_place(self: &Arc<Self>) -> Place {
-        self.taken.fetch_add(1, Ordering::AcqRel);
-        self.accepted.fetch_add(1, Ordering::Relaxed);
-        Place(Arc::clone(self))
+    /// A place for a connection that is about to be accepted, if one is free.
+    pub(super) fn take_place(self: &Arc<Self>) -> Option<Place> {
+        let one_more = |taken: usize| (taken < self.max_connections).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
+        Some(Place(Arc::clone(self)))
     }
 
-    /// Makes a connection known; it is until the mailbox is dropped.
-    pub(super) fn register(self: &Arc<Self>, mailbox: Mailbox) -> Registered {
-        let mailbox = Arc::new(mailbox);
-        self.mailboxes.lock().insert(mailbox.info.id, Arc::clone(&mailbox));
-        Registered { registry: Arc::clone(self), mailbox }
+    /// Makes it possible to wake a connection that is not open yet; until this is dropped.
+    pub(super) fn opening(self: &Arc<Self>, id: ConnectionId, waker: &Arc<Waker>) -> Opening {
+        self.entries.lock().opening.insert(id, Arc::clone(waker));
+        Opening { registry: Arc::clone(self), id }
     }
 
-    pub(super) fn mailbox(&self, id: ConnectionId) -> Option<Arc<Mailbox>> {
-        self.mailboxes.lock().get(&id).cloned()
+    /// Makes a connection known; it is until this is closed.
+    pub(super) fn register(self: &Arc<Self>, entry: Entry) -> Registered {
+        let entry = Arc::new(entry);
+        self.entries.lock().open.insert(entry.id, Arc::clone(&entry));
+        Registered { registry: Arc::clone(self), entry }
     }
 
-    pub(super) fn connections(&self) -> Vec<ConnectionInfo> {
-        self.mailboxes.lock().values().map(|mailbox| mailbox.info).collect()
+    pub(super) fn get(&self, id: ConnectionId) -> Option<Arc<Entry>> {
+        self.entries.lock().open.get(&id).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Entry>> {
+        self.entries.lock().open.values().cloned().collect()
+    }
+
+    pub(super) fn list(
+        &self,
+        after: Option<ConnectionId>,
+        limit: usize,
+        wanted: impl Fn(&ConnectionInfo) -> bool,
+    ) -> Vec<ConnectionInfo> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let entries = self.entries.lock();
+        let infos = entries.open.range((from, Bound::Unbounded)).map(|(_, entry)| entry.info());
+        infos.filter(wanted).take(limit).collect()
+    }
+
+    pub(super) fn of_user(&self, user: &str) -> Vec<ConnectionId> {
+        self.entries.lock().users.get(user).into_iter().flatten().copied().collect()
+    }
+
+    pub(super) fn closed(&self) -> ClosedStats {
+        self.entries.lock().closed
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        let entries = self.entries.lock();
+        let mut traffic = entries.traffic;
+        for entry in entries.open.values() {
+            traffic.add(&entry.tally.traffic());
+        }
+        traffic
     }
 
     pub(super) fn wake_all(&self) {
-        let mailboxes: Vec<_> = self.mailboxes.lock().values().cloned().collect();
-        for mailbox in mailboxes {
-            mailbox.waker.wake();
+        let (open, opening): (Vec<_>, Vec<_>) = {
+            let entries = self.entries.lock();
+            (entries.open.values().cloned().collect(), entries.opening.values().cloned().collect())
+        };
+        for entry in open {
+            entry.mailbox.waker().wake();
+        }
+        for waker in opening {
+            waker.wake();
         }
     }
 }
 
-/// One of the `max_connections`. Dropped after the connection's descriptors are closed, it lets the acceptor
-/// go on if that waits for one.
+impl Entry {
+    pub(super) fn new(
+        id: ConnectionId,
+        (peer_addr, local_addr): (Address, Address),
+        listener: Arc<str>,
+        mailbox: Mailbox,
+        tally: Tally,
+    ) -> Entry {
+        let (protected, user) = (AtomicBool::new(false), Mutex::new(None));
+        Entry { id, peer_addr, local_addr, listener, mailbox, tally, protected, user }
+    }
+
+    pub(super) fn user(&self) -> Option<Arc<str>> {
+        self.user.lock().clone()
+    }
+
+    pub(super) fn info(&self) -> ConnectionInfo {
+        let traffic = self.tally.traffic();
+        ConnectionInfo {
+            id: self.id,
+            peer_addr: self.peer_addr.clone(),
+            local_addr: self.local_addr.clone(),
+            listener: Arc::clone(&self.listener),
+            user: self.user(),
+            connected_at: self.tally.connected_at,
+            received_at: self.tally.received_at(),
+            sent_at: self.tally.sent_at(),
+            bytes_received: traffic.bytes_received,
+            bytes_sent: traffic.bytes_sent,
+            frames_received: traffic.frames_received,
+            messages_sent: traffic.messages_sent,
+            tasks_in_flight: self.tally.tasks_in_flight.load(Ordering::Relaxed),
+            outbox_bytes: self.tally.outbox_bytes.load(Ordering::Relaxed) + self.mailbox.bytes(),
+            protected: self.protected.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One of the `max_connections`. Dropped after the connection's descriptors are closed, it lets the acceptors go on that
+/// wait for one.
 pub(super) struct Place(Arc<Registry>);
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::AcqRel);
-        self.0.acceptor.wake();
+        for acceptor in &self.0.acceptors {
+            acceptor.wake();
+        }
+    }
+}
+
+/// A connection that is not open yet.
+pub(super) struct Opening {
+    registry: Arc<Registry>,
+    id: ConnectionId,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.registry.entries.lock().opening.remove(&self.id);
     }
 }
 
 /// A connection that is known; forgotten when this is dropped.
 pub(super) struct Registered {
     registry: Arc<Registry>,
-    mailbox: Arc<Mailbox>,
+    entry: Arc<Entry>,
 }
 
-impl std::ops::Deref for Registered {
-    type Target = Mailbox;
+impl Registered {
+    pub(super) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
 
-    fn deref(&self) -> &Mailbox {
-        &self.mailbox
+    /// Finds it by this user from now on, and by no other.
+    pub(super) fn bind(&self, user: Option<Arc<str>>) {
+        let mut entries = self.registry.entries.lock();
+        let before = std::mem::replace(&mut *self.entry.user.lock(), user.clone());
+        entries.forget_user(before, self.entry.id);
+        if let Some(user) = user {
+            entries.users.entry(user).or_default().insert(self.entry.id);
+        }
+    }
+
+    pub(super) fn count_closed(&self, reason: &CloseReason) {
+        self.registry.entries.lock().closed.count(reason);
     }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.registry.mailboxes.lock().remove(&self.mailbox.info.id);
+        let mut entries = self.registry.entries.lock();
+        entries.open.remove(&self.entry.id);
+        entries.forget_user(self.entry.user(), self.entry.id);
+        entries.traffic.add(&self.entry.tally.traffic());
+    }
+}
+
+impl Entries {
+    fn forget_user(&mut self, user: Option<Arc<str>>, id: ConnectionId) {
+        let Some(user) = user else { return };
+        if let Some(ids) = self.users.get_mut(&user) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.users.remove(&user);
+            }
+        }
     }
 }

@@ -1,10 +1,9 @@
 //! The setters of the builder: what every knob means, its unit and its default.
 
-use std::time::Duration;
-
 use super::builder::ServerBuilder;
+use super::limits::Limits;
 use crate::config::WhenQueueFull;
-use crate::net::Framing;
+use crate::net::{Framing, SocketOptions};
 
 /// The settings. Each replaces an earlier call of the same setter; `bind` checks them all.
 impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
@@ -119,42 +118,22 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// How many clients may wait in the kernel to be accepted. At least 1; default 1,024, cut by the kernel
-    /// to its `somaxconn`. Swoole's `backlog`, there 512.
-    pub fn backlog(mut self, clients: u32) -> Self {
-        self.config.connections.backlog = clients;
-        self
-    }
-
-    /// How the bytes of a connection are cut into the `data` of `on_receive`. Default [`Framing::raw`].
+    /// How the bytes of a connection are cut into the `data` of `on_receive`, where its listener does not say otherwise.
+    /// Default [`Framing::raw`].
     pub fn framing(mut self, framing: Framing) -> Self {
-        self.config.connections.framing = framing;
+        self.config.listeners.framing = framing;
         self
     }
 
-    /// The longest frame, in bytes without its delimiter; a longer one closes its connection with
-    /// [`CloseReason::FrameTooLong`](crate::CloseReason::FrameTooLong). Raw chunks are cut to it. At least 1; default
-    /// 256 KiB. Swoole's `package_max_length`, there 2 MiB.
-    pub fn max_frame(mut self, bytes: usize) -> Self {
-        self.config.connections.max_frame = bytes;
+    /// What a client may do, and how long it may take, where its listener does not say otherwise.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.config.listeners.limits = limits;
         self
     }
 
-    /// How many bytes may wait for one client to take them, sent from its own callbacks and again as many
-    /// sent from elsewhere; beyond it `send` refuses. At least 1; default 1 MiB. Swoole's
-    /// `socket_buffer_size`.
-    ///
-    /// While its outbox is more than half full, a connection is not read, and its outcomes wait: so a finish closure
-    /// can always send as much as half of this, but at a shutdown's deadline.
-    pub fn max_outbox(mut self, bytes: usize) -> Self {
-        self.config.connections.max_outbox = bytes;
-        self
-    }
-
-    /// How long a client may take nothing of what waits for it before it is closed, with
-    /// [`CloseReason::WriteTimeout`](crate::CloseReason::WriteTimeout). Above zero; default 30 s.
-    pub fn write_timeout(mut self, time: Duration) -> Self {
-        self.config.connections.write_timeout = time;
+    /// What the kernel is told about the sockets, where their listener does not say otherwise.
+    pub fn socket_options(mut self, options: SocketOptions) -> Self {
+        self.config.listeners.socket_options = options;
         self
     }
 }

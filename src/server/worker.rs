@@ -1,27 +1,38 @@
 //! The loop of one connection: it sleeps in one place, and does everything else on the way there.
 
+mod clocks;
 mod closing;
+mod opening;
 
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::close_reason::CloseReason;
+use super::admission::Admitted;
+use super::close_reason::{CloseReason, Timeout};
 use super::connection::Connection;
+use super::connection_info::ConnectionId;
 use super::handle::{Core, ServerHandle};
 use super::lifecycle::Phase;
+use super::limits::Limits;
 use super::link::{Link, LinkState, Wire};
-use super::mailbox::Mailbox;
-use super::registry::{ConnectionId, ConnectionInfo, Place, Registered};
+use super::listener::ListenerSettings;
+use super::mailbox::{Item, Mailbox, Taken};
+use super::registry::{Entry, Place};
 use super::service::Service;
-use crate::config::{ConnectionConfig, WhenQueueFull};
+use super::tally::Tally;
+use super::timers::{Timer, Timers};
 use crate::logging::foreign;
-use crate::net::{FrameTooLong, Input, Outbox, Sleeper, Stream};
+use crate::net::{FrameError, Input, Outbox, Sleeper, Stream};
 use crate::panic::catch;
 use crate::patience::Patience;
-use crate::task::{Port, PortConfig, Wake, WhenFull};
+use crate::task::{Port, Wake};
+
+use clocks::Clocks;
+use opening::open;
 
 /// At most so many outcomes are delivered, and frames received, before the other has its turn.
 const BATCH: usize = 64;
@@ -41,6 +52,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct Accepted {
     pub(super) stream: Stream,
     pub(super) sleeper: Sleeper,
+    pub(super) settings: Arc<ListenerSettings>,
+    pub(super) admitted: Option<Admitted>,
     pub(super) place: Place,
 }
 
@@ -49,74 +62,85 @@ pub(super) fn serve<T, R, S>(service: &Service<T, R, S>, accepted: Accepted)
 where
     T: Send + 'static,
     R: Send + 'static,
+    S: 'static,
 {
-    // First of all, so that it is dropped last.
-    let Accepted { place: _place, stream, sleeper } = accepted;
-    let (core, config) = (&service.core, &service.config.connections);
-    let peer_addr = stream.peer_addr();
+    // First of all, so that they are dropped last.
+    let Accepted { place: _place, mut admitted, settings, mut stream, sleeper } = accepted;
+    let core = &service.core;
     let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
-    let port_config = PortConfig {
-        max_in_flight: service.config.tasks.max_tasks_in_flight,
-        when_full: match config.when_queue_full {
-            WhenQueueFull::Defer => WhenFull::Defer,
-            WhenQueueFull::Refuse => WhenFull::Refuse,
-        },
-        in_order: config.results_in_order,
-        cancel_at_end: config.cancel_on_close,
-        max_results: service.config.tasks.max_results,
-        hears_progress: service.callbacks.tasks.on_progress.is_some(),
-        until_drained: false,
-    };
-    let port = service.pool.port(wake, port_config);
+    let port = service.pool.port(wake, service.port_config());
     let id = ConnectionId(port.number());
-    let info = ConnectionInfo { id, peer_addr };
-    let mailbox = core.registry.register(Mailbox::new(info, Arc::clone(sleeper.waker()), config.max_outbox));
-    log::debug!("connection {id}: open, from {peer_addr}");
-
-    let session = match catch(|| (service.session)(peer_addr)) {
-        Ok(session) => session,
-        Err(message) => return core.log_callback(id, &format!("session panicked: {}", foreign(message))),
+    let opened = match settings.needs_opening() {
+        true => open(id, &mut stream, &mut admitted, &sleeper, core, &settings),
+        false => Ok(()),
     };
-    core.observer.tell(|observer| observer.connection_opened(&info));
-    let link = Link {
+
+    let now = Instant::now();
+    let entry = Entry::new(
         id,
-        wire: Wire { stream, outbox: Outbox::new(config.max_outbox) },
+        (stream.peer_addr().clone(), stream.local_addr().clone()),
+        Arc::clone(&settings.name),
+        Mailbox::new(Arc::clone(sleeper.waker()), settings.limits.bounds().limit),
+        Tally::new(now),
+    );
+    log::debug!("connection {id}: open, from {}", entry.peer_addr);
+    let registered = core.registry.register(entry);
+
+    let session = match catch(|| (service.session)(&registered.entry().peer_addr)) {
+        Ok(session) => session,
+        Err(message) => {
+            core.log_callback(id, &format!("session panicked: {}", foreign(&message)));
+            return registered.count_closed(&CloseReason::Panicked(message));
+        }
+    };
+    core.observer.tell(|observer| observer.connection_opened(&registered.entry().info()));
+    let link = Link {
+        wire: Wire { stream, outbox: Outbox::new(settings.limits.bounds()), flushed: 0, messages: 0 },
+        registered,
         port,
         server: ServerHandle { core: Arc::clone(core) },
         state: LinkState::Open,
+        paused: false,
+        timers: Timers::new(),
     };
     let mut worker = Worker {
         service,
         core,
-        config,
+        input: Input::new(&settings.framing, settings.limits.max_frame, now),
         conn: Connection { session, link },
-        input: Input::new(config.framing.clone(), config.max_frame),
+        limits: &settings.limits,
+        has_frames: settings.framing.has_boundaries(),
         input_ended: false,
-        mailbox,
         sleeper,
         released: false,
         patience: Patience::new(),
         turns_awake: 0,
         phase: Phase::Serving,
+        clocks: Clocks::new(&settings.limits, now),
+        told_congested: false,
     };
-    let reason = catch(|| worker.work()).unwrap_or_else(CloseReason::Panicked);
+    let reason = match opened {
+        Ok(()) => catch(|| worker.work()).unwrap_or_else(CloseReason::Panicked),
+        Err(reason) => reason,
+    };
     worker.close(reason);
     if let Err(message) = catch(|| drop(worker)) {
         core.log_callback(id, &format!("its session panicked when dropped: {}", foreign(message)));
     }
 }
 
-/// The order matters when it is dropped: the socket and the wake-up descriptor before the mailbox.
+/// The order matters when it is dropped: the socket and the wake-up descriptor before what others know of it.
 struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     service: &'a Service<T, R, S>,
     core: &'a Arc<Core>,
-    config: &'a ConnectionConfig,
-    conn: Connection<T, R, S>,
+    limits: &'a Limits,
+    /// What comes is cut into frames, which may be unfinished.
+    has_frames: bool,
     input: Input,
     /// The client has closed its sending half.
     input_ended: bool,
     sleeper: Sleeper,
-    mailbox: Registered,
+    conn: Connection<T, R, S>,
     /// The buffers were given back, and nothing was read since.
     released: bool,
     patience: Patience,
@@ -124,9 +148,12 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     turns_awake: u32,
     /// What it was at the beginning of this turn of the loop.
     phase: Phase,
+    clocks: Clocks,
+    /// What the watermark callbacks were last told.
+    told_congested: bool,
 }
 
-impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
+impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     fn work(&mut self) -> CloseReason {
         match self.turn_until_closed() {
             Err(reason) => reason,
@@ -142,7 +169,9 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             self.begin_turn();
             self.deliver_outcomes()?;
             self.take_mail()?;
+            self.run_timers()?;
             self.flush()?;
+            self.tell_watermarks()?;
             self.end_if_done()?;
             if self.input.may_have_frame() && self.may_receive() {
                 self.receive_frames()?;
@@ -186,29 +215,108 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         Ok(())
     }
 
-    /// Moves what others sent to this connection into its outbox, as far as there is room.
+    /// Sees to what others have for this connection: moves what they sent into its outbox, as far as there is room, and
+    /// runs what they want run.
     fn take_mail(&mut self) -> Result<(), CloseReason> {
-        let room = self.room_in_outbox();
-        let Some(mail) = self.mailbox.take(room) else { return Ok(()) };
-        // Fits, since it was taken for this room.
-        let _ = self.conn.link.wire.outbox.push(&mail.bytes);
-        self.released = false;
-        if mail.close_after { Err(CloseReason::Server) } else { Ok(()) }
+        for _ in 0..BATCH {
+            let room = self.room_in_outbox();
+            let Some(taken) = self.conn.link.registered.entry().mailbox.take(room) else { break };
+            match taken {
+                Taken::Item(Item::Send(piece, messages)) => {
+                    self.released = false;
+                    self.conn.link.wire.messages += messages;
+                    if self.conn.link.wire.outbox.push_piece(piece).is_err() {
+                        // The bytes fit, since they were taken for this room; so it is one file too many.
+                        return Err(CloseReason::Io(io::Error::other("too many files wait for the client")));
+                    }
+                }
+                Taken::Item(Item::Visit(run)) => {
+                    let returned = run(&mut self.conn);
+                    self.log_if_failed("a closure from elsewhere", returned);
+                    self.end_if_closing()?;
+                }
+                Taken::Item(Item::Pause(pause)) => self.conn.link.paused = pause,
+                Taken::Close => return Err(CloseReason::Server),
+                Taken::Abort => return Err(CloseReason::Aborted),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs what is due.
+    fn run_timers(&mut self) -> Result<(), CloseReason> {
+        if self.conn.link.timers.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        for _ in 0..BATCH {
+            let Some(mut due) = self.conn.link.timers.take_due(now) else { break };
+            let returned = match due.timer {
+                Timer::Once(run) => run(&mut self.conn),
+                Timer::Every(_, ref mut run) => {
+                    let returned = run(&mut self.conn);
+                    self.conn.link.timers.set_again(due);
+                    returned
+                }
+            };
+            self.log_if_failed("a timer", returned);
+            self.end_if_closing()?;
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), CloseReason> {
-        self.conn.link.wire.flush().map_err(CloseReason::Io)
+        self.conn.link.wire.flush().map_err(CloseReason::Io)?;
+        self.count_sent();
+        Ok(())
+    }
+
+    #[inline]
+    fn count_sent(&mut self) {
+        let wire = &mut self.conn.link.wire;
+        if wire.flushed > 0 {
+            let tally = &self.conn.link.registered.entry().tally;
+            tally.sent(std::mem::take(&mut wire.flushed), self.clocks.now);
+            tally.messages_sent.set(wire.messages);
+        }
+    }
+
+    /// Says that the outbox is congested, or is no longer.
+    fn tell_watermarks(&mut self) -> Result<(), CloseReason> {
+        let congested = self.conn.link.wire.outbox.is_congested();
+        if congested == self.told_congested {
+            return Ok(());
+        }
+        self.told_congested = congested;
+        let callbacks = &self.service.callbacks;
+        let (name, callback) = match congested {
+            true => ("on_high_watermark", &callbacks.on_high_watermark),
+            false => ("on_low_watermark", &callbacks.on_low_watermark),
+        };
+        if let Some(callback) = callback {
+            let returned = callback(&mut self.conn);
+            self.log_if_failed(name, returned);
+        }
+        self.end_if_closing()
     }
 
     /// Hands the frames that are here to `on_receive`, until a batch is full or the connection may receive no
     /// more for now.
     fn receive_frames(&mut self) -> Result<(), CloseReason> {
+        let mut frames = 0;
+        let received = self.receive_batch(&mut frames);
+        self.conn.link.registered.entry().tally.frames_received.add(frames);
+        received
+    }
+
+    fn receive_batch(&mut self, frames: &mut u64) -> Result<(), CloseReason> {
         for _ in 0..BATCH {
             let frame = match self.input.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
-                Err(FrameTooLong) => return Err(CloseReason::FrameTooLong(self.config.max_frame)),
+                Err(error) => return Err(self.frame_error(error)),
             };
+            *frames += 1;
             let returned = (self.service.on_receive)(&mut self.conn, frame);
             self.end_if_failed(returned)?;
             if !self.may_receive() {
@@ -216,6 +324,21 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             }
         }
         Ok(())
+    }
+
+    fn frame_error(&mut self, error: FrameError) -> CloseReason {
+        match error {
+            FrameError::TooLong => CloseReason::FrameTooLong(self.limits.max_frame),
+            FrameError::Tls => CloseReason::UnexpectedTls,
+            FrameError::Malformed(mut malformed) => {
+                let reply = malformed.take_reply();
+                if !reply.is_empty() {
+                    // Where it does not fit, the client takes nothing anyway.
+                    let _ = self.conn.link.send(reply);
+                }
+                CloseReason::Malformed(malformed)
+            }
+        }
     }
 
     /// Gives the task workers the processor for a moment; whether an outcome is here.
@@ -239,27 +362,38 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             return Ok(());
         }
         self.turns_awake = 0;
-        let link = &self.conn.link;
-        let idle = link.port.in_flight() == 0 && !self.released;
-        let timeout = match write_time_left(&link.wire.outbox, self.config)? {
-            _ if has_work => Some(Duration::ZERO),
-            None if idle => Some(IDLE_AFTER),
-            timeout => earlier(timeout, link.port.next_deadline()),
-        };
         let read = receive && !self.input_ended && !self.input.may_have_frame();
+        let has_buffered = read && self.conn.link.wire.stream.has_buffered();
+        let idle = self.conn.link.port.in_flight() == 0 && !self.released;
+        let timeout = match has_work || has_buffered {
+            true => Some(Duration::ZERO),
+            false => self.time_to_sleep(read, idle)?,
+        };
+        self.publish();
+        let link = &self.conn.link;
         let write = !link.wire.outbox.is_empty();
         let source = Some(link.wire.stream.as_fd());
         let ready = self.sleeper.sleep(source, read, write, timeout).map_err(CloseReason::Io)?;
-        if read && (ready.readable || ready.hung_up) {
+        self.clocks.now = Instant::now();
+        self.end_if_too_old()?;
+        if read && (ready.readable || ready.hung_up || has_buffered) {
             self.read()
         } else if ready.hung_up {
-            Err(CloseReason::Io(link.wire.stream.take_error()))
+            Err(CloseReason::Io(self.conn.link.wire.stream.take_error()))
         } else {
             if idle && ready.timed_out {
                 self.release_buffers();
             }
             Ok(())
         }
+    }
+
+    /// For others to read while it sleeps.
+    #[inline]
+    fn publish(&self) {
+        let tally = &self.conn.link.registered.entry().tally;
+        tally.tasks_in_flight.store(self.conn.link.port.in_flight(), Ordering::Relaxed);
+        tally.outbox_bytes.store(self.conn.link.wire.outbox.len(), Ordering::Relaxed);
     }
 
     /// An idle connection holds no buffers. One that is only between two requests keeps them.
@@ -272,11 +406,11 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
 
     fn read(&mut self) -> Result<(), CloseReason> {
         self.released = false;
-        match self.input.fill(&mut self.conn.link.wire.stream) {
+        match self.input.fill(&mut self.conn.link.wire.stream, self.clocks.now) {
             Ok(0) => self.input_ended = true,
-            Ok(_) => {}
+            Ok(n) => self.conn.link.registered.entry().tally.received(n, self.clocks.now),
             Err(error) if is_transient(&error) => {}
-            Err(error) => return Err(CloseReason::Io(error)),
+            Err(error) => return Err(read_error(error)),
         }
         Ok(())
     }
@@ -284,7 +418,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// Everything that could have come while the worker was not asleep yet.
     fn has_work(&mut self, receive: bool) -> bool {
         self.conn.link.port.has_message() && self.may_deliver()
-            || self.mailbox.has_mail(self.room_in_outbox())
+            || self.conn.link.registered.entry().mailbox.has_mail(self.room_in_outbox())
             || self.input.may_have_frame() && receive
             || self.core.lifecycle.phase() != self.phase
     }
@@ -293,13 +427,17 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
     /// the worker is woken when that is over.
     fn may_receive(&mut self) -> bool {
         let link = &mut self.conn.link;
-        self.phase == Phase::Serving && !link.wire.outbox.is_half_full() && !link.port.should_pause()
+        self.phase == Phase::Serving
+            && !link.paused
+            && !self.clocks.retired
+            && !link.wire.outbox.is_congested()
+            && !link.port.should_pause()
     }
 
     /// Whether finish closures may send more now. A client that takes nothing delays its own outcomes; at a
     /// shutdown's deadline they come all the same.
     fn may_deliver(&self) -> bool {
-        !self.conn.link.wire.outbox.is_half_full() || self.phase == Phase::Expired
+        !self.conn.link.wire.outbox.is_congested() || self.phase == Phase::Expired
     }
 
     fn room_in_outbox(&self) -> usize {
@@ -322,6 +460,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             LinkState::Open => Ok(()),
             _ => match std::mem::replace(&mut self.conn.link.state, LinkState::Closing) {
                 LinkState::Broken(error) => Err(CloseReason::Io(error)),
+                LinkState::Aborting => Err(CloseReason::Aborted),
                 _ => Err(CloseReason::Server),
             },
         }
@@ -333,6 +472,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         let link = &self.conn.link;
         let settled = link.port.in_flight() == 0 && link.wire.outbox.is_empty();
         match self.phase {
+            Phase::Serving if settled && self.clocks.retired => Err(CloseReason::TimedOut(Timeout::Lifetime)),
             Phase::Serving if settled && self.input_ended && !self.input.may_have_frame() => Err(CloseReason::Client),
             Phase::Serving => Ok(()),
             Phase::Draining if settled => Err(CloseReason::Shutdown),
@@ -342,25 +482,25 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         }
     }
 
+    /// Of a callback whose failure does not close the connection.
+    fn log_if_failed(&self, callback: &str, returned: anyhow::Result<()>) {
+        if let Err(error) = returned {
+            self.log_callback_error(callback, &error);
+        }
+    }
+
     fn log_callback_error(&self, callback: &str, error: &anyhow::Error) {
         let error = foreign(format_args!("{error:#}"));
         self.core.log_callback(self.conn.id(), &format!("{callback} failed: {error}"));
     }
 }
 
-/// How long the client may still take nothing; `None` while it takes what comes.
-fn write_time_left(outbox: &Outbox, config: &ConnectionConfig) -> Result<Option<Duration>, CloseReason> {
-    let Some(since) = outbox.blocked_since() else { return Ok(None) };
-    match config.write_timeout.checked_sub(since.elapsed()) {
-        Some(left) if !left.is_zero() => Ok(Some(left)),
-        _ => Err(CloseReason::WriteTimeout),
+/// TLS says in an error of its own what the client has done wrong.
+fn read_error(error: io::Error) -> CloseReason {
+    match error.kind() {
+        io::ErrorKind::InvalidData => CloseReason::TlsFailed(error.to_string()),
+        _ => CloseReason::Io(error),
     }
-}
-
-/// The time until either comes.
-fn earlier(timeout: Option<Duration>, deadline: Option<Instant>) -> Option<Duration> {
-    let until = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    timeout.into_iter().chain(until).min()
 }
 
 fn is_transient(error: &io::Error) -> bool {

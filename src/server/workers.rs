@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::thread;
 use std::time::Duration;
 
@@ -27,20 +27,20 @@ pub(super) struct Workers<T: Send + 'static, R: Send + 'static, S> {
     from_acceptor: Receiver<Accepted>,
     idle: Arc<AtomicUsize>,
     /// How many threads were started, for their names.
-    started: u64,
+    started: AtomicU64,
 }
 
 impl<T: Send + 'static, R: Send + 'static, S: 'static> Workers<T, R, S> {
     pub(super) fn new(service: Arc<Service<T, R, S>>) -> Self {
         let (to_idle, from_acceptor) = crossbeam_channel::bounded(0);
-        Workers { service, to_idle, from_acceptor, idle: Arc::default(), started: 0 }
+        Workers { service, to_idle, from_acceptor, idle: Arc::default(), started: AtomicU64::new(0) }
     }
 
     /// Gives the connection to a thread. Where none can be started, it is closed.
-    pub(super) fn hire(&mut self, accepted: Accepted) -> io::Result<()> {
+    pub(super) fn hire(&self, accepted: Accepted) -> io::Result<()> {
         let Err(refused) = self.to_idle.try_send(accepted) else { return Ok(()) };
         let accepted = refused.into_inner();
-        self.started += 1;
+        let number = self.started.fetch_add(1, Ordering::Relaxed) + 1;
         let worker = WorkerThread {
             counted: Counted::new(&self.service.core),
             service: Arc::clone(&self.service),
@@ -48,7 +48,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Workers<T, R, S> {
             idle: Arc::clone(&self.idle),
         };
         thread::Builder::new()
-            .name(format!("backroom-worker-{}", self.started))
+            .name(format!("backroom-worker-{number}"))
             .stack_size(self.service.config.connections.worker_stack_size)
             .spawn(move || worker.run(accepted))?;
         Ok(())
@@ -63,7 +63,7 @@ struct WorkerThread<T: Send + 'static, R: Send + 'static, S> {
     counted: Counted,
 }
 
-impl<T: Send + 'static, R: Send + 'static, S> WorkerThread<T, R, S> {
+impl<T: Send + 'static, R: Send + 'static, S: 'static> WorkerThread<T, R, S> {
     fn run(self, first: Accepted) {
         self.counted.core.claim_thread();
         let mut next = Some(first);
@@ -88,12 +88,12 @@ impl<T: Send + 'static, R: Send + 'static, S> WorkerThread<T, R, S> {
 }
 
 /// A thread that whoever shuts down has to wait for.
-struct Counted {
+pub(super) struct Counted {
     core: Arc<Core>,
 }
 
 impl Counted {
-    fn new(core: &Arc<Core>) -> Counted {
+    pub(super) fn new(core: &Arc<Core>) -> Counted {
         core.registry.threads().fetch_add(1, Ordering::AcqRel);
         Counted { core: Arc::clone(core) }
     }

@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub fn run(server: Server) -> Running {
 
 impl Running {
     pub fn addr(&self) -> SocketAddr {
-        self.handle.local_addr()
+        self.handle.local_addr().inet().expect("a TCP address")
     }
 
     pub fn client(&self) -> Client {
@@ -104,7 +104,7 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn connect(addr: SocketAddr) -> Client {
+    pub fn connect(addr: impl ToSocketAddrs) -> Client {
         let socket = TcpStream::connect(addr).expect("connect");
         socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
         socket.set_write_timeout(Some(PATIENCE)).expect("timeout");

@@ -1,41 +1,66 @@
 //! The end of a connection: what was sent is flushed, `on_close` runs, and the client is given time to notice.
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use super::{Worker, is_transient, write_time_left};
+use super::clocks::write_time_left;
+use super::{Worker, is_transient};
 use crate::logging::foreign;
 use crate::panic::catch;
 use crate::server::close_reason::CloseReason;
 use crate::server::lifecycle::Phase;
 use crate::server::link::{LinkState, Wire};
+use crate::server::mailbox::Item;
 
 /// How long a client that was active a moment ago may take to notice that we closed. Without it, the kernel answers
 /// what it still sends with a reset, and the client can lose what we sent last.
 const LINGER: Duration = Duration::from_secs(1);
 
-impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
+impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// The end: flush if the client is there, `on_close`, and let the client notice.
     pub(super) fn close(&mut self, reason: CloseReason) {
         // Fenced, since the text of an error is users' code too.
         let _ = catch(|| self.log_reason(&reason));
-        let mail = self.mailbox.seal();
-        let flushed = reason.is_orderly() && self.flush_out() && {
-            // Fits, since the outbox is empty, and a mailbox is no larger.
-            let _ = self.conn.link.wire.outbox.push(&mail);
-            self.flush_out()
-        };
+        let mail = self.conn.link.registered.entry().mailbox.seal();
+        let flushed = reason.is_orderly() && self.flush_out() && self.flush_mail(mail);
+        match reason {
+            CloseReason::Aborted => self.conn.link.wire.stream.reset_on_close(),
+            // What TLS has to say about it, as far as the client takes that.
+            CloseReason::TlsFailed(_) => drop(self.conn.link.wire.flush()),
+            _ => {}
+        }
+        self.count_sent();
         self.conn.link.state = LinkState::Closed;
         let _ = catch(|| self.conn.link.port.end());
+        self.conn.link.registered.count_closed(&reason);
         if let Err(message) = catch(|| self.run_on_close(&reason)) {
             self.core.log_callback(self.conn.id(), &format!("on_close panicked: {}", foreign(message)));
         }
-        self.core.observer.tell(|observer| observer.connection_closed(&self.mailbox.info, &reason));
+        let info = self.conn.link.info();
+        self.core.observer.tell(|observer| observer.connection_closed(&info, &reason));
         let may_be_sending = flushed && !matches!(reason, CloseReason::Client);
         let _ = catch(|| drop(reason));
         if may_be_sending {
             self.linger();
         }
+    }
+
+    /// Writes what others have sent; what they wanted run is dropped.
+    fn flush_mail(&mut self, mail: VecDeque<Item>) -> bool {
+        for item in mail {
+            if let Item::Send(piece, messages) = item {
+                self.conn.link.wire.messages += messages;
+                // Fits, since the outbox is empty, and a mailbox is no larger.
+                let _ = self.conn.link.wire.outbox.push_piece(piece);
+                if !self.flush_out() {
+                    return false;
+                }
+            } else {
+                let _ = catch(|| drop(item));
+            }
+        }
+        true
     }
 
     fn run_on_close(&mut self, reason: &CloseReason) {
@@ -49,6 +74,9 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
         let id = self.conn.id();
         match reason {
             CloseReason::Panicked(_) | CloseReason::CallbackFailed(_) => self.core.log_callback(id, &foreign(reason)),
+            CloseReason::TlsFailed(_) | CloseReason::UnexpectedTls | CloseReason::BadProxyHeader(_) => {
+                self.core.log_client(id, &foreign(reason));
+            }
             _ => log::debug!("connection {id}: {}", foreign(reason)),
         }
     }
@@ -59,7 +87,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             if self.flush().is_err() {
                 return false;
             }
-            let Wire { outbox, stream } = &self.conn.link.wire;
+            let Wire { outbox, stream, .. } = &self.conn.link.wire;
             if outbox.is_empty() {
                 return true;
             }
@@ -67,7 +95,7 @@ impl<T: Send + 'static, R: Send + 'static, S> Worker<'_, T, R, S> {
             if self.core.lifecycle.phase() == Phase::Expired {
                 return false;
             }
-            let Ok(timeout) = write_time_left(outbox, self.config) else { return false };
+            let Ok(timeout) = write_time_left(outbox, self.limits) else { return false };
             match self.sleeper.sleep(Some(stream.as_fd()), false, true, timeout) {
                 Ok(ready) if !ready.hung_up => {}
                 _ => return false,

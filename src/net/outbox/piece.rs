@@ -1,0 +1,95 @@
+//! What an outbox does not copy.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Sink;
+
+/// A part of what waits for a client.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    /// Of bytes that go to this client alone.
+    Own(Vec<u8>, Range<usize>),
+    /// Of bytes that go to many.
+    Shared(Arc<[u8]>, Range<usize>),
+    File(FilePart),
+}
+
+/// So many bytes of a file, from an offset on.
+#[derive(Debug)]
+pub(crate) struct FilePart {
+    file: File,
+    offset: u64,
+    len: u64,
+}
+
+impl Piece {
+    pub(crate) fn shared(bytes: &Arc<[u8]>) -> Piece {
+        Piece::Shared(Arc::clone(bytes), 0..bytes.len())
+    }
+
+    /// Its first bytes, at most so many; the rest stays. A file is taken whole.
+    pub(crate) fn split_to(&mut self, at_most: usize) -> Piece {
+        match self {
+            Piece::Own(bytes, range) => {
+                let first = range.start..range.end.min(range.start.saturating_add(at_most));
+                range.start = first.end;
+                Piece::Own(bytes[first.clone()].to_vec(), 0..first.len())
+            }
+            Piece::Shared(bytes, range) => {
+                let first = range.start..range.end.min(range.start.saturating_add(at_most));
+                range.start = first.end;
+                Piece::Shared(Arc::clone(bytes), first)
+            }
+            Piece::File(_) => std::mem::replace(self, Piece::Own(Vec::new(), 0..0)),
+        }
+    }
+
+    /// How many bytes of memory wait in it.
+    pub(crate) fn memory(&self) -> usize {
+        self.bytes().map_or(0, <[u8]>::len)
+    }
+
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self, Piece::File(_))
+    }
+
+    pub(super) fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Piece::Own(bytes, range) => Some(&bytes[range.clone()]),
+            Piece::Shared(bytes, range) => Some(&bytes[range.clone()]),
+            Piece::File(_) => None,
+        }
+    }
+
+    pub(super) fn skip(&mut self, n: usize) {
+        match self {
+            Piece::Own(_, range) | Piece::Shared(_, range) => range.start += n,
+            Piece::File(_) => {}
+        }
+    }
+}
+
+impl FilePart {
+    pub(crate) fn new(file: File, offset: u64, len: u64) -> FilePart {
+        FilePart { file, offset, len }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn send(&mut self, sink: &mut impl Sink, at_most: usize) -> io::Result<usize> {
+        let len = usize::try_from(self.len).unwrap_or(usize::MAX).min(at_most);
+        let n = sink.send_file(&self.file, self.offset, len)?;
+        if n == 0 {
+            // The client was promised more.
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file has become shorter"));
+        }
+        self.offset += n as u64;
+        self.len -= n as u64;
+        Ok(n)
+    }
+}

@@ -1,0 +1,191 @@
+//! What the kernel is told about a socket.
+
+use std::io;
+use std::time::Duration;
+
+use socket2::{Domain, Socket, TcpKeepalive};
+
+/// The options of a listener's socket, and of those of its clients. What does not concern a kind of socket is ignored:
+/// a Unix socket has no keepalive.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use backroom::SocketOptions;
+///
+/// let options = SocketOptions::new().backlog(4_096).reuse_port(true).user_timeout(Duration::from_secs(20));
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct SocketOptions {
+    pub(crate) backlog: u32,
+    reuse_address: bool,
+    reuse_port: bool,
+    only_v6: Option<bool>,
+    nodelay: bool,
+    keepalive: Option<Keepalive>,
+    user_timeout: Option<Duration>,
+    receive_buffer: Option<usize>,
+    send_buffer: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Keepalive {
+    idle: Duration,
+    interval: Duration,
+    probes: u32,
+}
+
+impl Default for SocketOptions {
+    fn default() -> SocketOptions {
+        SocketOptions {
+            backlog: 1024,
+            reuse_address: true,
+            reuse_port: false,
+            only_v6: None,
+            nodelay: true,
+            keepalive: Some(Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), probes: 6 }),
+            user_timeout: None,
+            receive_buffer: None,
+            send_buffer: None,
+        }
+    }
+}
+
+impl SocketOptions {
+    /// The defaults.
+    pub fn new() -> SocketOptions {
+        SocketOptions::default()
+    }
+
+    /// How many clients may wait in the kernel to be accepted. At least 1; default 1,024, cut by the kernel to its
+    /// `somaxconn`. Swoole's `backlog`, there 512.
+    pub fn backlog(mut self, clients: u32) -> Self {
+        self.backlog = clients;
+        self
+    }
+
+    /// Whether a restarted server takes its port back from connections in TIME_WAIT: `SO_REUSEADDR`. Default true.
+    pub fn reuse_address(mut self, reuse: bool) -> Self {
+        self.reuse_address = reuse;
+        self
+    }
+
+    /// Whether several sockets, of several processes too, may listen on the same port and share its clients:
+    /// `SO_REUSEPORT`. Default false. Swoole's `enable_reuse_port`.
+    pub fn reuse_port(mut self, reuse: bool) -> Self {
+        self.reuse_port = reuse;
+        self
+    }
+
+    /// Whether a socket on an IPv6 address takes no IPv4 clients: `IPV6_V6ONLY`. With false, `[::]` is for both.
+    /// Default: the system's, which on Linux is false unless `bindv6only` says otherwise.
+    pub fn only_v6(mut self, only: bool) -> Self {
+        self.only_v6 = Some(only);
+        self
+    }
+
+    /// Whether what is written goes out at once: `TCP_NODELAY`. Default true, since answers are written in batches
+    /// already. Swoole's `open_tcp_nodelay`.
+    pub fn nodelay(mut self, nodelay: bool) -> Self {
+        self.nodelay = nodelay;
+        self
+    }
+
+    /// Has the kernel ask a client that has sent nothing for `idle` whether it is there, again every `interval`, and
+    /// reset the connection when `probes` have had no answer. `SO_KEEPALIVE` with its three times, in whole seconds.
+    /// Default: 60 s, 10 s, 6. Swoole's `tcp_keepidle`, `tcp_keepinterval` and `tcp_keepcount`.
+    pub fn keepalive(mut self, idle: Duration, interval: Duration, probes: u32) -> Self {
+        self.keepalive = Some(Keepalive { idle, interval, probes });
+        self
+    }
+
+    /// The kernel asks nobody. Swoole's default.
+    pub fn no_keepalive(mut self) -> Self {
+        self.keepalive = None;
+        self
+    }
+
+    /// How long sent bytes may stay unacknowledged before the kernel resets the connection: `TCP_USER_TIMEOUT`. Default:
+    /// the kernel's, some 15 minutes. Linux only. Swoole's `tcp_user_timeout`.
+    pub fn user_timeout(mut self, time: Duration) -> Self {
+        self.user_timeout = Some(time);
+        self
+    }
+
+    /// The kernel's buffer for what a client has sent, in bytes; it doubles and bounds the value: `SO_RCVBUF`. Default:
+    /// the kernel's, which adapts.
+    pub fn receive_buffer(mut self, bytes: usize) -> Self {
+        self.receive_buffer = Some(bytes);
+        self
+    }
+
+    /// The kernel's buffer for what is sent to a client, in bytes; it doubles and bounds the value: `SO_SNDBUF`.
+    /// Default: the kernel's, which adapts.
+    pub fn send_buffer(mut self, bytes: usize) -> Self {
+        self.send_buffer = Some(bytes);
+        self
+    }
+
+    /// Before the socket is bound.
+    pub(super) fn apply_to_unbound(&self, socket: &Socket, domain: Domain) -> io::Result<()> {
+        if domain != Domain::UNIX {
+            socket.set_reuse_address(self.reuse_address)?;
+            socket.set_reuse_port(self.reuse_port)?;
+        }
+        if let (Domain::IPV6, Some(only_v6)) = (domain, self.only_v6) {
+            socket.set_only_v6(only_v6)?;
+        }
+        self.apply_buffers(socket)
+    }
+
+    /// The same for a UDP socket. There, `SO_REUSEADDR` would let others take its packets.
+    pub(super) fn apply_to_datagrams(&self, socket: &Socket, domain: Domain) -> io::Result<()> {
+        socket.set_reuse_port(self.reuse_port)?;
+        if let (Domain::IPV6, Some(only_v6)) = (domain, self.only_v6) {
+            socket.set_only_v6(only_v6)?;
+        }
+        self.apply_buffers(socket)
+    }
+
+    /// To a listener before it listens: on Linux the sockets of its clients inherit this, which spares a system call for
+    /// each. Elsewhere, to each of them.
+    pub(super) fn apply_to_stream(&self, socket: &Socket, is_tcp: bool) -> io::Result<()> {
+        if !is_tcp {
+            return Ok(());
+        }
+        socket.set_tcp_nodelay(self.nodelay)?;
+        if let Some(Keepalive { idle, interval, probes }) = self.keepalive {
+            let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(probes);
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if self.user_timeout.is_some() {
+            socket.set_tcp_user_timeout(self.user_timeout)?;
+        }
+        Ok(())
+    }
+
+    fn apply_buffers(&self, socket: &Socket) -> io::Result<()> {
+        if let Some(bytes) = self.receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        if let Some(bytes) = self.send_buffer {
+            socket.set_send_buffer_size(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Why these options cannot work, if they cannot.
+    pub(crate) fn problem(&self) -> Option<&'static str> {
+        let second = Duration::from_secs(1);
+        match &self.keepalive {
+            _ if self.backlog == 0 => Some("a backlog of 0"),
+            Some(Keepalive { idle, interval, probes }) if *idle < second || *interval < second || *probes == 0 => {
+                Some("the times of a keepalive are at least a second, and its probes at least 1")
+            }
+            _ => None,
+        }
+    }
+}
