@@ -173,6 +173,7 @@
 //! callback closes that connection. Both need `panic = "unwind"`, the default; with `panic = "abort"` any of them ends
 //! the process.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![deny(clippy::unwrap_used, clippy::expect_used)]
@@ -214,7 +215,7 @@ pub use error::{
 };
 pub use net::{Address, Decoder, Frame, Framing, LengthPrefix, LengthType, Malformed, SocketOptions};
 #[cfg(feature = "tls")]
-pub use net::{PeerIdentity, Tls, TlsConfig, TlsError, TlsInfo};
+pub use net::{Certificate, PeerIdentity, Pem, Tls, TlsConfig, TlsError, TlsInfo};
 pub use observer::Observer;
 pub use pool::{PoolReport, Submitter, TaskPool, TaskPoolBuilder};
 pub use server::{

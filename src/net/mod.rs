@@ -19,7 +19,7 @@ pub use address::Address;
 pub use framing::{Decoder, Frame, Framing, LengthPrefix, LengthType, Malformed};
 pub use socket_options::SocketOptions;
 #[cfg(feature = "tls")]
-pub use tls::{PeerIdentity, Tls, TlsConfig, TlsError, TlsInfo};
+pub use tls::{Certificate, PeerIdentity, Pem, Tls, TlsConfig, TlsError, TlsInfo};
 
 pub(crate) use framing::FrameError;
 pub(crate) use input::Input;

@@ -12,7 +12,7 @@ use socket2::Socket;
 use super::address::Address;
 use super::outbox::Sink;
 #[cfg(feature = "tls")]
-use super::tls::Session;
+use super::tls::{Handshake, Session, TlsInfo};
 
 pub(crate) struct Stream {
     socket: Socket,
@@ -73,6 +73,26 @@ impl Stream {
     /// When it is closed, the client is told by a reset; what it has not taken is lost.
     pub(crate) fn reset_on_close(&self) {
         let _ = self.socket.set_linger(Some(Duration::ZERO));
+    }
+
+    /// From here on the client speaks TLS.
+    #[cfg(feature = "tls")]
+    pub(crate) fn begin_tls(&mut self, session: Session) {
+        self.tls = Some(Box::new(session));
+    }
+
+    /// The TLS handshake, as far as it goes without blocking.
+    #[cfg(feature = "tls")]
+    pub(crate) fn shake_hands(&mut self) -> io::Result<Handshake> {
+        match &mut self.tls {
+            Some(tls) => tls.shake_hands(&self.socket),
+            None => Ok(Handshake::Done),
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls_info(&self) -> Option<TlsInfo<'_>> {
+        self.tls.as_ref().map(|tls| tls.info())
     }
 
     /// TLS itself has something to say.

@@ -12,6 +12,8 @@ use super::remote::Remote;
 use super::timers::TimerId;
 use crate::error::{SendError, SendFileError, TaskError, TaskFailure, TryTaskError, WaitError};
 use crate::net::Address;
+#[cfg(feature = "tls")]
+use crate::net::TlsInfo;
 use crate::task::{Finished, Progress, Repetition, TaskId, TaskOptions, With};
 
 /// One client, as its callbacks see it: its session `S` on one side, its [`Link`] to the client and to the back
@@ -62,6 +64,13 @@ impl<T, R, S> Connection<T, R, S> {
     /// The name of the [`Listener`](crate::Listener) the client came in by.
     pub fn listener(&self) -> &str {
         self.link.listener()
+    }
+
+    /// What TLS knows of the client; `None` where it speaks plainly.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls(&self) -> Option<TlsInfo<'_>> {
+        self.link.tls()
     }
 
     /// What is known of this connection from outside: times, bytes, frames.

@@ -14,6 +14,8 @@ use super::registry::Registered;
 use super::remote::Remote;
 use super::timers::{Timer, TimerId, Timers};
 use crate::error::{SendError, SendFileError, TaskError, TryTaskError};
+#[cfg(feature = "tls")]
+use crate::net::TlsInfo;
 use crate::net::{Address, FilePart, Outbox, Piece, Stream};
 use crate::task::{BeforeWait, Finished, Port, Progress, TaskId, TaskOptions, With};
 
@@ -119,6 +121,13 @@ impl<T, R, S> Link<T, R, S> {
     /// The name of the listener the client came in by; see [`Connection::listener`].
     pub fn listener(&self) -> &str {
         &self.registered.entry().listener
+    }
+
+    /// What TLS knows of the client; see [`Connection::tls`].
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls(&self) -> Option<TlsInfo<'_>> {
+        self.wire.stream.tls_info()
     }
 
     /// What is known of this connection from outside; see [`Connection::info`].

@@ -1,0 +1,136 @@
+//! One client's TLS, over a socket that does not block.
+
+use std::io::{self, Read, Write};
+
+use rustls::{Error, InvalidMessage, ServerConnection};
+use socket2::Socket;
+
+use super::info::TlsInfo;
+
+pub(crate) struct Session {
+    connection: ServerConnection,
+    /// Bytes of the client that are decrypted and wait.
+    plaintext: usize,
+    /// The client will send no more.
+    ended: bool,
+}
+
+/// How far the handshake is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Handshake {
+    Done,
+    /// It goes on once the socket can be read,
+    Reads,
+    /// or written.
+    Writes,
+}
+
+/// So many times a read looks for something of the client in what TLS has to itself.
+const MAX_READS: usize = 16;
+
+impl Session {
+    pub(super) fn new(connection: ServerConnection) -> Session {
+        Session { connection, plaintext: 0, ended: false }
+    }
+
+    pub(crate) fn info(&self) -> TlsInfo<'_> {
+        TlsInfo::new(&self.connection)
+    }
+
+    /// As far as it goes without blocking.
+    pub(crate) fn shake_hands(&mut self, socket: &Socket) -> io::Result<Handshake> {
+        loop {
+            match self.flush(socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Handshake::Writes),
+                flushed => flushed?,
+            }
+            if !self.connection.is_handshaking() {
+                return Ok(Handshake::Done);
+            }
+            match self.receive(socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Handshake::Reads),
+                received => received?,
+            }
+            if self.ended && self.connection.is_handshaking() {
+                return Err(broken("the client closed before the handshake was done"));
+            }
+        }
+    }
+
+    /// Takes in what the client has sent next. Interruptions and the rest are the socket's errors; what is wrong with the
+    /// bytes is `InvalidData`.
+    fn receive(&mut self, socket: &Socket) -> io::Result<()> {
+        if self.connection.read_tls(&mut &*socket)? == 0 {
+            self.ended = true;
+        }
+        match self.connection.process_new_packets() {
+            Ok(state) => {
+                self.plaintext = state.plaintext_bytes_to_read();
+                self.ended |= state.peer_has_closed();
+                Ok(())
+            }
+            Err(error) => {
+                // The alert that says so, if the client takes it.
+                let _ = self.flush(socket);
+                Err(broken(match error {
+                    Error::InvalidMessage(InvalidMessage::InvalidContentType) => "the client does not speak TLS".into(),
+                    error => error.to_string(),
+                }))
+            }
+        }
+    }
+
+    pub(crate) fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        for _ in 0..MAX_READS {
+            if self.plaintext > 0 {
+                let n = self.connection.reader().read(buffer)?;
+                self.plaintext = self.plaintext.saturating_sub(n);
+                return Ok(n);
+            }
+            if self.ended {
+                return Ok(0);
+            }
+            self.receive(socket)?;
+        }
+        // There may be more, and `poll` will say so.
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Takes bytes once all that were taken before are gone.
+    pub(crate) fn write(&mut self, socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+        self.flush(socket)?;
+        let n = self.connection.writer().write(bytes)?;
+        match self.flush(socket) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(n),
+            flushed => flushed.map(|()| n),
+        }
+    }
+
+    pub(crate) fn flush(&mut self, socket: &Socket) -> io::Result<()> {
+        while self.connection.wants_write() {
+            match self.connection.write_tls(&mut &*socket) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                written => drop(written?),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn wants_write(&self) -> bool {
+        self.connection.wants_write()
+    }
+
+    pub(crate) fn has_plaintext(&self) -> bool {
+        self.plaintext > 0
+    }
+
+    /// Tells the client that nothing more will come, if it takes that.
+    pub(crate) fn close(&mut self, socket: &Socket) {
+        self.connection.send_close_notify();
+        let _ = self.flush(socket);
+    }
+}
+
+fn broken(reason: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason.into())
+}
