@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use rustix::event::Timespec;
 use rustix::event::epoll;
 
+use crate::report::Answers;
 use crate::rivals::Lines;
 
 #[derive(Clone, Copy)]
@@ -22,13 +23,6 @@ impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}x{}", self.connections, self.in_flight)
     }
-}
-
-pub(crate) struct Answers {
-    pub(crate) count: u64,
-    pub(crate) time: Duration,
-    /// In nanoseconds.
-    pub(crate) latency: Histogram<u64>,
 }
 
 /// A server that answers nothing for so long has failed.

@@ -2,7 +2,15 @@
 
 use std::time::Duration;
 
-use crate::load::Answers;
+use hdrhistogram::Histogram;
+
+/// What a load has had from a server.
+pub(crate) struct Answers {
+    pub(crate) count: u64,
+    pub(crate) time: Duration,
+    /// In nanoseconds.
+    pub(crate) latency: Histogram<u64>,
+}
 
 /// One round of one server.
 pub(crate) struct Measured {
