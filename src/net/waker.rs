@@ -69,6 +69,14 @@ impl Sleeper {
         &self.waker
     }
 
+    /// The same descriptor with a new waker: those who have the old one wake nobody any more. What they did before may
+    /// still end one sleep, with nothing ready.
+    pub(crate) fn renew(&mut self) {
+        *self.waker.wake_fd.lock() = None;
+        let wake_fd = Mutex::new(Some(Arc::clone(&self.wake_fd)));
+        self.waker = Arc::new(Waker { asleep: Asleep::new(), wake_fd });
+    }
+
     /// From here on a [`Waker::wake`] ends the next sleep. Look once more at everything before sleeping.
     pub(crate) fn mark_asleep(&self) {
         self.waker.asleep.mark();
@@ -238,6 +246,22 @@ mod tests {
         waker.wake();
         waker.interrupt();
         assert!(waker.wake_fd.lock().is_none());
+    }
+
+    #[test]
+    fn a_renewed_sleeper_hears_its_new_waker_and_not_the_old_one() {
+        let mut sleeper = Sleeper::new().unwrap();
+        let old = Arc::clone(sleeper.waker());
+        old.interrupt();
+        sleeper.renew();
+        assert!(!sleeper.sleep(None, false, false, LONG).unwrap().timed_out);
+        old.interrupt();
+        sleeper.mark_asleep();
+        old.wake();
+        assert!(sleeper.sleep(None, false, false, Some(Duration::from_millis(1))).unwrap().timed_out);
+        sleeper.mark_asleep();
+        sleeper.waker().wake();
+        assert!(!sleeper.sleep(None, false, false, LONG).unwrap().timed_out);
     }
 
     #[test]

@@ -20,7 +20,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Finds a worker for a connection.
-pub(super) type Hire = Arc<dyn Fn(Accepted) -> io::Result<()> + Send + Sync>;
+pub(super) type Hire = Arc<dyn Fn(Accepted, &mut Option<Sleeper>) -> io::Result<()> + Send + Sync>;
 
 /// Of one listener.
 pub(super) struct Acceptor {
@@ -28,8 +28,8 @@ pub(super) struct Acceptor {
     listener: OpenListener,
     sleeper: Sleeper,
     hire: Hire,
-    /// The wake-up descriptor of the next connection. Made before it is accepted, so that no client is
-    /// accepted only to be dropped where descriptors are short.
+    /// The wake-up descriptor of the next new worker. Made before a client is accepted, so that none is accepted only to
+    /// be dropped where descriptors are short.
     next: Option<Sleeper>,
     backoff: Duration,
     log: LogLimit,
@@ -55,10 +55,10 @@ impl Acceptor {
                 continue;
             };
             match self.accept() {
-                Ok((stream, sleeper)) => {
+                Ok(stream) => {
                     self.backoff = FIRST_BACKOFF;
                     self.core.registry.count_accepted();
-                    self.admit(stream, sleeper, place);
+                    self.admit(stream, place);
                 }
                 Err(AcceptError::Empty) => {
                     drop(place);
@@ -76,7 +76,7 @@ impl Acceptor {
     }
 
     /// Gives a client a worker, unless its address has enough of them.
-    fn admit(&self, stream: Stream, sleeper: Sleeper, place: Place) {
+    fn admit(&mut self, stream: Stream, place: Place) {
         let settings = &self.listener.settings;
         let admitted = match settings.is_proxy(stream.peer_addr()) {
             // Whose client it is will turn out.
@@ -87,7 +87,7 @@ impl Acceptor {
             },
         };
         let settings = Arc::clone(settings);
-        if let Err(error) = (self.hire)(Accepted { stream, sleeper, settings, admitted, place }) {
+        if let Err(error) = (self.hire)(Accepted { stream, settings, admitted, place }, &mut self.next) {
             self.core.registry.count_no_thread();
             self.warn("no thread for a connection, which is refused", &error);
         }
@@ -112,18 +112,11 @@ impl Acceptor {
         self.core.lifecycle.phase() == Phase::Serving
     }
 
-    fn accept(&mut self) -> Result<(Stream, Sleeper), AcceptError> {
-        let sleeper = match self.next.take() {
-            Some(sleeper) => sleeper,
-            None => Sleeper::new().map_err(AcceptError::Exhausted)?,
-        };
-        match self.listener.socket.accept() {
-            Ok(stream) => Ok((stream, sleeper)),
-            Err(error) => {
-                self.next = Some(sleeper);
-                Err(error)
-            }
+    fn accept(&mut self) -> Result<Stream, AcceptError> {
+        if self.next.is_none() {
+            self.next = Some(Sleeper::new().map_err(AcceptError::Exhausted)?);
         }
+        self.listener.socket.accept()
     }
 
     /// Not marked asleep: a closing connection need not wake it, and a shutdown interrupts it all the same.

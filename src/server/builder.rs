@@ -360,7 +360,7 @@ where
             callbacks: self.callbacks,
         });
         let workers = Workers::new(Arc::clone(&service));
-        let hire: Hire = Arc::new(move |accepted| workers.hire(accepted));
+        let hire: Hire = Arc::new(move |accepted, sleeper| workers.hire(accepted, sleeper));
         let start_packets: StartPackets = Box::new(move |idle| packets::start(&service, idle));
         let acceptors = open
             .into_iter()

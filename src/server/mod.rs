@@ -8,6 +8,7 @@ mod close_reason;
 mod connection;
 mod connection_info;
 mod handle;
+mod idle_threads;
 mod lifecycle;
 mod limits;
 mod link;

@@ -47,31 +47,30 @@ const MAX_TURNS_AWAKE: u32 = 16;
 /// A connection that has nothing to do for so long gives its buffers back.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 
-/// A client that was accepted, and what its worker needs. The order matters when it is dropped: first the
-/// descriptors, then the place.
+/// A client that was accepted, and what its worker needs. The order matters when it is dropped: first the socket, then
+/// the place.
 pub(super) struct Accepted {
     pub(super) stream: Stream,
-    pub(super) sleeper: Sleeper,
     pub(super) settings: Arc<ListenerSettings>,
     pub(super) admitted: Option<Admitted>,
     pub(super) place: Place,
 }
 
 /// Serves one connection from its first callback to its last.
-pub(super) fn serve<T, R, S>(service: &Service<T, R, S>, accepted: Accepted)
+pub(super) fn serve<T, R, S>(service: &Service<T, R, S>, accepted: Accepted, sleeper: &Sleeper)
 where
     T: Send + 'static,
     R: Send + 'static,
     S: 'static,
 {
     // First of all, so that they are dropped last.
-    let Accepted { place: _place, mut admitted, settings, mut stream, sleeper } = accepted;
+    let Accepted { place: _place, mut admitted, settings, mut stream } = accepted;
     let core = &service.core;
     let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
     let port = service.pool.port(wake, service.port_config());
     let id = ConnectionId(port.number());
     let opened = match settings.needs_opening() {
-        true => open(id, &mut stream, &mut admitted, &sleeper, core, &settings),
+        true => open(id, &mut stream, &mut admitted, sleeper, core, &settings),
         false => Ok(()),
     };
 
@@ -129,7 +128,6 @@ where
     }
 }
 
-/// The order matters when it is dropped: the socket and the wake-up descriptor before what others know of it.
 struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     service: &'a Service<T, R, S>,
     core: &'a Arc<Core>,
@@ -139,7 +137,7 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     input: Input,
     /// The client has closed its sending half.
     input_ended: bool,
-    sleeper: Sleeper,
+    sleeper: &'a Sleeper,
     conn: Connection<T, R, S>,
     /// The buffers were given back, and nothing was read since.
     released: bool,
@@ -164,6 +162,10 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if let Some(on_connect) = &self.service.callbacks.on_connect {
             let returned = on_connect(&mut self.conn);
             self.end_if_failed(returned)?;
+        }
+        // Whoever connects mostly says something at once.
+        if self.may_receive() {
+            self.read()?;
         }
         loop {
             self.begin_turn();

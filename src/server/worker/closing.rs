@@ -37,8 +37,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if let Err(message) = catch(|| self.run_on_close(&reason)) {
             self.core.log_callback(self.conn.id(), &format!("on_close panicked: {}", foreign(message)));
         }
-        let info = self.conn.link.info();
-        self.core.observer.tell(|observer| observer.connection_closed(&info, &reason));
+        let link = &self.conn.link;
+        self.core.observer.tell(|observer| observer.connection_closed(&link.info(), &reason));
         let may_be_sending = flushed && !matches!(reason, CloseReason::Client);
         let _ = catch(|| drop(reason));
         if may_be_sending {
