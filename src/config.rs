@@ -37,6 +37,7 @@ pub(crate) struct ConnectionConfig {
     pub(crate) cancel_on_close: bool,
     /// `None`: what the process's own limits allow.
     pub(crate) max_connections: Option<usize>,
+    pub(crate) max_buffered: usize,
     pub(crate) worker_stack_size: usize,
 }
 
@@ -70,6 +71,7 @@ impl Default for ConnectionConfig {
             results_in_order: false,
             cancel_on_close: false,
             max_connections: None,
+            max_buffered: 512 * 1024 * 1024,
             worker_stack_size: 256 * 1024,
         }
     }
@@ -152,6 +154,7 @@ impl TaskConfig {
 impl ConnectionConfig {
     fn check(&self) -> Result<(), Unworkable> {
         at_least("max_connections", self.max_connections.unwrap_or(1), 1)?;
+        at_least("max_buffered", self.max_buffered, 1)?;
         at_least("worker_stack_size", self.worker_stack_size, MIN_STACK)?;
         Ok(())
     }

@@ -406,6 +406,8 @@ pub struct ClosedStats {
     pub too_many_of_address: u64,
     /// [`CloseReason::TooFastOfAddress`].
     pub too_fast_of_address: u64,
+    /// [`CloseReason::Overloaded`].
+    pub overloaded: u64,
     /// [`CloseReason::Io`].
     pub io: u64,
 }
@@ -432,6 +434,7 @@ impl ClosedStats {
             CloseReason::BadProxyHeader(_) => &mut self.bad_proxy_header,
             CloseReason::TooManyOfAddress => &mut self.too_many_of_address,
             CloseReason::TooFastOfAddress => &mut self.too_fast_of_address,
+            CloseReason::Overloaded => &mut self.overloaded,
             CloseReason::Io(_) => &mut self.io,
         };
         *counter += 1;
@@ -459,12 +462,13 @@ impl ClosedStats {
             bad_proxy_header,
             too_many_of_address,
             too_fast_of_address,
+            overloaded,
             io,
         } = self;
         let by_somebody = client + server + aborted + shutdown + callback_failed + panicked;
         let by_time = handshake_timeout + frame_timeout + write_timeout + idle_timeout + silence_timeout + lifetime;
         let by_bytes = frame_too_long + malformed + tls_failed + unexpected_tls + bad_proxy_header;
-        by_somebody + by_time + by_bytes + too_many_of_address + too_fast_of_address + io
+        by_somebody + by_time + by_bytes + too_many_of_address + too_fast_of_address + overloaded + io
     }
 }
 

@@ -101,6 +101,12 @@ impl Input {
         self.began_at = now;
     }
 
+    /// The memory it takes.
+    #[inline]
+    pub(crate) fn capacity(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Gives the buffer back if nothing is in it.
     pub(crate) fn release(&mut self) {
         if self.start == self.end {

@@ -28,7 +28,7 @@ pub(crate) use networks::Networks;
 pub(crate) use outbox::{Bounds, FilePart, Outbox, Piece};
 pub(crate) use packet_socket::Datagrams;
 pub(crate) use proxy_header::{BadHeader, Proxied, ProxyHeader};
-pub(crate) use stream::Stream;
+pub(crate) use stream::{Parked, Stream};
 #[cfg(feature = "tls")]
 pub(crate) use tls::Handshake;
 pub(crate) use unix_path::UnixOptions;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
@@ -15,7 +16,7 @@ use super::outbox::Sink;
 use super::tls::{Handshake, Session, TlsInfo};
 
 pub(crate) struct Stream {
-    socket: Socket,
+    socket: Arc<Socket>,
     peer_addr: Address,
     local_addr: Address,
     /// `None`: the client speaks plainly.
@@ -26,7 +27,7 @@ pub(crate) struct Stream {
 impl Stream {
     pub(super) fn new(socket: Socket, peer_addr: Address, local_addr: Address) -> Stream {
         Stream {
-            socket,
+            socket: Arc::new(socket),
             peer_addr,
             local_addr,
             #[cfg(feature = "tls")]
@@ -49,7 +50,7 @@ impl Stream {
 
     /// What can be read now, left there to be read.
     pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (_, n) = rustix::net::recv(&self.socket, buffer, RecvFlags::PEEK)?;
+        let (_, n) = rustix::net::recv(&*self.socket, buffer, RecvFlags::PEEK)?;
         Ok(n)
     }
 
@@ -73,6 +74,15 @@ impl Stream {
     /// When it is closed, the client is told by a reset; what it has not taken is lost.
     pub(crate) fn reset_on_close(&self) {
         let _ = self.socket.set_linger(Some(Duration::ZERO));
+    }
+
+    /// For others to write to while its worker sleeps; `None` where only the worker can, since it speaks TLS.
+    pub(crate) fn park(&self) -> Option<Parked> {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return None;
+        }
+        Some(Parked(Arc::clone(&self.socket)))
     }
 
     /// From here on the client speaks TLS.
@@ -116,6 +126,16 @@ impl Stream {
     }
 }
 
+/// A client's socket, left by a worker that sleeps and has nothing to send.
+pub(crate) struct Parked(Arc<Socket>);
+
+impl Parked {
+    /// As many bytes as the client takes now. What is wrong with the socket its worker will find out.
+    pub(crate) fn write(&self, bytes: &[u8]) -> usize {
+        (&*self.0).write(bytes).unwrap_or(0)
+    }
+}
+
 impl Read for Stream {
     #[inline]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -123,7 +143,7 @@ impl Read for Stream {
         if let Some(tls) = &mut self.tls {
             return tls.read(&self.socket, buffer);
         }
-        (&self.socket).read(buffer)
+        (&*self.socket).read(buffer)
     }
 }
 
@@ -134,7 +154,7 @@ impl Write for Stream {
         if let Some(tls) = &mut self.tls {
             return tls.write(&self.socket, bytes);
         }
-        (&self.socket).write(bytes)
+        (&*self.socket).write(bytes)
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -143,7 +163,7 @@ impl Write for Stream {
             let first = slices.iter().find(|slice| !slice.is_empty());
             return first.map_or(Ok(0), |slice| self.write(slice));
         }
-        (&self.socket).write_vectored(slices)
+        (&*self.socket).write_vectored(slices)
     }
 
     /// What was written but is still here; only TLS keeps any.
@@ -164,7 +184,7 @@ impl Sink for Stream {
             return copy_file(self, file, offset, len);
         }
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        return Ok(rustix::fs::sendfile(&self.socket, file, Some(&mut { offset }), len)?);
+        return Ok(rustix::fs::sendfile(&*self.socket, file, Some(&mut { offset }), len)?);
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         copy_file(self, file, offset, len)
     }

@@ -348,7 +348,7 @@ where
             open.push((listener, Sleeper::new().map_err(BindError::Waker)?));
         }
         let (sockets, idle_sockets) = PacketSockets::new(open_udp(udp, &self.config)?).map_err(BindError::Waker)?;
-        let core = start_core(&open, sockets, max_connections, observer.clone())?;
+        let core = start_core(&self.config, &open, sockets, observer.clone())?;
         let pool = start_pool(&self.config, &core, Hooks { state: self.task_worker, on_task }, observer)?;
         let service = Arc::new(Service {
             core: Arc::clone(&core),
@@ -388,11 +388,12 @@ fn open_udp(places: Vec<UdpAt>, config: &Config) -> Result<Vec<Datagrams>, BindE
 }
 
 fn start_core(
+    config: &Config,
     listeners: &[(OpenListener, Sleeper)],
     sockets: PacketSockets,
-    max_connections: usize,
     observer: MaybeObserver,
 ) -> Result<Arc<Core>, BindError> {
+    let max_connections = config.max_connections();
     let mut addresses: Vec<Address> = Vec::new();
     for (listener, _) in listeners {
         listener.announce(max_connections);
@@ -403,7 +404,8 @@ fn start_core(
         return Err(BindError::NoListener);
     }
     let wakers = listeners.iter().map(|(_, sleeper)| Arc::clone(sleeper.waker())).collect();
-    Ok(Arc::new(Core::new(addresses, sockets, Registry::new(max_connections, wakers), observer)))
+    let registry = Registry::new(max_connections, config.connections.max_buffered, wakers);
+    Ok(Arc::new(Core::new(addresses, sockets, registry, observer)))
 }
 
 fn start_pool<T, R, W>(

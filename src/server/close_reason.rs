@@ -61,6 +61,9 @@ pub enum CloseReason {
     /// The client's address connects faster than
     /// [`accept_rate_per_address`](crate::Limits::accept_rate_per_address) allows. Only behind a proxy, likewise.
     TooFastOfAddress,
+    /// All connections together keep more than [`max_buffered`](crate::ServerBuilder::max_buffered), and this one is
+    /// among those that keep much.
+    Overloaded,
     /// The socket failed; a reset by the client is
     /// [`ConnectionReset`](std::io::ErrorKind::ConnectionReset) or
     /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
@@ -88,7 +91,9 @@ pub enum Timeout {
 impl CloseReason {
     /// The client can still be told what was sent to it, and may still be sending.
     pub(super) fn is_orderly(&self) -> bool {
-        use CloseReason::{Aborted, BadProxyHeader, Io, TimedOut, TlsFailed, TooFastOfAddress, TooManyOfAddress};
+        use CloseReason::{
+            Aborted, BadProxyHeader, Io, Overloaded, TimedOut, TlsFailed, TooFastOfAddress, TooManyOfAddress,
+        };
         !matches!(
             self,
             Aborted
@@ -97,6 +102,7 @@ impl CloseReason {
                 | BadProxyHeader(_)
                 | TooManyOfAddress
                 | TooFastOfAddress
+                | Overloaded
                 | Io(_)
         )
     }
@@ -119,6 +125,7 @@ impl fmt::Display for CloseReason {
             CloseReason::BadProxyHeader(reason) => write!(f, "a proxy did not say whose client it is: {reason}"),
             CloseReason::TooManyOfAddress => f.write_str("the client's address has too many connections"),
             CloseReason::TooFastOfAddress => f.write_str("the client's address connects too often"),
+            CloseReason::Overloaded => f.write_str("the server keeps too much for slow clients, and this is one"),
             CloseReason::Io(error) => write!(f, "the socket failed: {error}"),
         }
     }

@@ -5,8 +5,10 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::BackRoom;
@@ -240,7 +242,7 @@ impl ServerHandle {
     /// arrives in that order. An error where the connection is closed, where `max_outbox` bytes sent this way already
     /// wait, and where these are more than that.
     pub fn send(&self, connection: ConnectionId, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
-        self.entry(connection).ok_or(SendError::Closed)?.mailbox.send(bytes.as_ref())
+        self.entry(connection).ok_or(SendError::Closed)?.send(bytes.as_ref())
     }
 
     /// Sends a part of a file to a connection, in turn with what this thread sends to it otherwise; see
@@ -254,7 +256,7 @@ impl ServerHandle {
     ) -> Result<(), SendFileError> {
         let entry = self.entry(connection).ok_or(SendFileError::Closed)?;
         let Some(part) = file_part(file, offset, len)? else { return Ok(()) };
-        entry.mailbox.send_piece(Piece::File(part)).map_err(|error| match error {
+        entry.send_piece(Piece::File(part)).map_err(|error| match error {
             SendError::Closed => SendFileError::Closed,
             SendError::OutboxFull | SendError::TooLong => SendFileError::TooManyFiles,
         })
@@ -345,6 +347,13 @@ impl ServerHandle {
     }
 }
 
+impl Broadcast {
+    fn add(&mut self, other: Broadcast) {
+        self.sent += other.sent;
+        self.refused += other.refused;
+    }
+}
+
 /// How far a [broadcast](ServerHandle::broadcast) came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -355,16 +364,35 @@ pub struct Broadcast {
     pub refused: usize,
 }
 
+/// A thread takes about as long to start as so many connections take to be sent to.
+const WORTH_A_THREAD: usize = 500;
+
+/// On as many threads as are worth it, since most of the time goes into the kernel's sending.
 fn send_to_all(entries: &[Arc<Entry>], bytes: &[u8]) -> Broadcast {
     let bytes: Arc<[u8]> = bytes.into();
-    let mut broadcast = Broadcast::default();
-    for entry in entries {
-        match entry.mailbox.send_piece(Piece::shared(&bytes)) {
-            Ok(()) => broadcast.sent += 1,
-            Err(_) => broadcast.refused += 1,
+    let send = |entries: &[Arc<Entry>]| {
+        let sent = entries.iter().filter(|entry| entry.send_piece(Piece::shared(&bytes)).is_ok()).count();
+        Broadcast { sent, refused: entries.len() - sent }
+    };
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = (entries.len() / WORTH_A_THREAD).clamp(1, cores);
+    let (own, others) = entries.split_at(entries.len() / threads);
+    thread::scope(|scope| {
+        let share = others.len().div_ceil((threads - 1).max(1)).max(1);
+        let mut helpers = Vec::new();
+        let mut broadcast = Broadcast::default();
+        for share in others.chunks(share) {
+            match thread::Builder::new().stack_size(64 * 1024).spawn_scoped(scope, || send(share)) {
+                Ok(helper) => helpers.push(helper),
+                Err(_) => broadcast.add(send(share)),
+            }
         }
-    }
-    broadcast
+        broadcast.add(send(own));
+        for helper in helpers {
+            broadcast.add(helper.join().unwrap_or_default());
+        }
+        broadcast
+    })
 }
 
 impl fmt::Debug for ServerHandle {

@@ -39,7 +39,7 @@ pub(super) struct Wire {
     pub(super) outbox: Outbox,
     /// Written, and not counted yet.
     pub(super) flushed: usize,
-    /// How many were sent since the connection began.
+    /// Taken for sending, and not counted yet.
     pub(super) messages: u64,
 }
 

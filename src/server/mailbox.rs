@@ -4,11 +4,13 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::tally::Tally;
 use crate::error::SendError;
-use crate::net::{Piece, Waker};
+use crate::net::{Parked, Piece, Waker};
 
 /// What other threads have for one connection. Its worker, which alone touches the socket, takes it out, in the order in
 /// which it came.
@@ -31,6 +33,9 @@ struct Mail {
     abort: bool,
     /// The worker takes no more.
     sealed: bool,
+    /// The socket, while the worker sleeps and has nothing to send: whoever sends then writes by itself, as far as the
+    /// client takes it, which spares waking the worker. This lock is what makes one writer of them all.
+    parked: Option<Parked>,
 }
 
 /// One thing for the worker to see to.
@@ -61,10 +66,14 @@ impl Mailbox {
     }
 
     /// Takes all of `bytes` for the worker to send, or none.
-    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), SendError> {
+    pub(super) fn send(&self, bytes: &[u8], tally: &Tally) -> Result<(), SendError> {
         {
             let mut mail = self.mail.lock();
             mail.check(bytes.len(), self.max_bytes)?;
+            let bytes = &bytes[mail.write_parked(bytes, tally)..];
+            if bytes.is_empty() {
+                return Ok(());
+            }
             mail.bytes += bytes.len();
             match mail.items.back_mut() {
                 Some(Item::Send(Piece::Own(last, range), messages)) => {
@@ -81,10 +90,17 @@ impl Mailbox {
     }
 
     /// The same with a piece, which is not copied.
-    pub(super) fn send_piece(&self, piece: Piece) -> Result<(), SendError> {
+    pub(super) fn send_piece(&self, mut piece: Piece, tally: &Tally) -> Result<(), SendError> {
         {
             let mut mail = self.mail.lock();
             mail.check(piece.memory(), self.max_bytes)?;
+            if let Some(bytes) = piece.bytes() {
+                let written = mail.write_parked(bytes, tally);
+                piece.skip(written);
+                if piece.memory() == 0 {
+                    return Ok(());
+                }
+            }
             if piece.is_file() {
                 mail.count_other().map_err(|_| SendError::OutboxFull)?;
             }
@@ -179,6 +195,16 @@ impl Mailbox {
         Some(Taken::Item(item))
     }
 
+    /// Leaves the socket here until [`unpark`](Self::unpark).
+    pub(super) fn park(&self, socket: Parked) {
+        self.mail.lock().parked = Some(socket);
+    }
+
+    /// From here on only the worker writes to its socket.
+    pub(super) fn unpark(&self) {
+        self.mail.lock().parked = None;
+    }
+
     pub(super) fn waker(&self) -> &Waker {
         &self.waker
     }
@@ -218,6 +244,21 @@ impl Mail {
         } else {
             Ok(())
         }
+    }
+
+    /// How many of these bytes the client has taken already.
+    fn write_parked(&self, bytes: &[u8], tally: &Tally) -> usize {
+        // What waits comes first.
+        let Some(socket) = self.parked.as_ref().filter(|_| self.items.is_empty()) else { return 0 };
+        let written = socket.write(bytes);
+        if written > 0 {
+            tally.sent(written, Instant::now());
+        }
+        if written == bytes.len() {
+            // The worker counts what it is left.
+            tally.messages_sent.add(1);
+        }
+        written
     }
 
     fn count_other(&mut self) -> Result<(), NotPut> {

@@ -3,6 +3,7 @@
 
 mod acceptor;
 mod admission;
+mod buffered;
 mod builder;
 mod close_reason;
 mod connection;

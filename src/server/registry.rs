@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::admission::Refusal;
+use super::buffered::BufferedByAll;
 use super::close_reason::CloseReason;
 use super::connection_info::{ConnectionId, ConnectionInfo};
 use super::mailbox::Mailbox;
 use super::tally::Tally;
-use crate::net::{Address, Waker};
+use crate::error::SendError;
+use crate::net::{Address, Piece, Waker};
 use crate::stats::{ClosedStats, RefusedStats, Traffic};
 
 pub(super) struct Registry {
@@ -25,6 +27,7 @@ pub(super) struct Registry {
     /// Threads that have to end before the server has: those of workers, idle ones included, and of packet sockets.
     threads: AtomicUsize,
     acceptors: Vec<Arc<Waker>>,
+    pub(super) buffered: Arc<BufferedByAll>,
 }
 
 #[derive(Default)]
@@ -51,7 +54,7 @@ pub(super) struct Entry {
 }
 
 impl Registry {
-    pub(super) fn new(max_connections: usize, acceptors: Vec<Arc<Waker>>) -> Registry {
+    pub(super) fn new(max_connections: usize, max_buffered: usize, acceptors: Vec<Arc<Waker>>) -> Registry {
         Registry {
             entries: Mutex::default(),
             max_connections,
@@ -60,6 +63,7 @@ impl Registry {
             refused: Mutex::default(),
             threads: AtomicUsize::new(0),
             acceptors,
+            buffered: Arc::new(BufferedByAll::new(max_buffered)),
         }
     }
 
@@ -177,6 +181,14 @@ impl Entry {
     ) -> Entry {
         let (protected, user) = (AtomicBool::new(false), Mutex::new(None));
         Entry { id, peer_addr, local_addr, listener, mailbox, tally, protected, user }
+    }
+
+    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), SendError> {
+        self.mailbox.send(bytes, &self.tally)
+    }
+
+    pub(super) fn send_piece(&self, piece: Piece) -> Result<(), SendError> {
+        self.mailbox.send_piece(piece, &self.tally)
     }
 
     pub(super) fn user(&self) -> Option<Arc<str>> {

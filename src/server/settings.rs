@@ -111,6 +111,15 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
+    /// How many bytes all connections together may keep, of what clients have not taken and of frames that are not
+    /// whole. Beyond it, those that keep more than 128 KiB close, with
+    /// [`CloseReason::Overloaded`](crate::CloseReason::Overloaded), when their worker next has nothing to do, until the
+    /// rest fits; so a server that many slow clients attack does not run out of memory. At least 1; default 512 MiB.
+    pub fn max_buffered(mut self, bytes: usize) -> Self {
+        self.config.connections.max_buffered = bytes;
+        self
+    }
+
     /// The stack of a connection's worker thread, in bytes. At least 64 KiB; default 256 KiB, of which only
     /// what is touched is resident. Every callback of a connection runs on it.
     pub fn worker_stack_size(mut self, bytes: usize) -> Self {

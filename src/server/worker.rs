@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::admission::Admitted;
+use super::buffered::Buffered;
 use super::close_reason::{CloseReason, Timeout};
 use super::connection::Connection;
 use super::connection_info::ConnectionId;
@@ -117,6 +118,7 @@ where
         phase: Phase::Serving,
         clocks: Clocks::new(&settings.limits, now),
         told_congested: false,
+        buffered: core.registry.buffered.of_one(),
     };
     let reason = match opened {
         Ok(()) => catch(|| worker.work()).unwrap_or_else(CloseReason::Panicked),
@@ -149,6 +151,7 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     clocks: Clocks,
     /// What the watermark callbacks were last told.
     told_congested: bool,
+    buffered: Buffered,
 }
 
 impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
@@ -279,7 +282,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if wire.flushed > 0 {
             let tally = &self.conn.link.registered.entry().tally;
             tally.sent(std::mem::take(&mut wire.flushed), self.clocks.now);
-            tally.messages_sent.set(wire.messages);
+            tally.messages_sent.add(std::mem::take(&mut wire.messages));
         }
     }
 
@@ -372,10 +375,22 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             false => self.time_to_sleep(read, idle)?,
         };
         self.publish();
+        if !self.buffered.may_keep(self.conn.link.wire.outbox.len() + self.input.capacity()) {
+            return Err(CloseReason::Overloaded);
+        }
         let link = &self.conn.link;
         let write = !link.wire.outbox.is_empty();
         let source = Some(link.wire.stream.as_fd());
-        let ready = self.sleeper.sleep(source, read, write, timeout).map_err(CloseReason::Io)?;
+        let mailbox = &link.registered.entry().mailbox;
+        // Not between two requests, where it would only cost.
+        let parked = (self.released && !write).then(|| link.wire.stream.park()).flatten();
+        let is_parked = parked.is_some();
+        parked.into_iter().for_each(|socket| mailbox.park(socket));
+        let slept = self.sleeper.sleep(source, read, write, timeout);
+        if is_parked {
+            mailbox.unpark();
+        }
+        let ready = slept.map_err(CloseReason::Io)?;
         self.clocks.now = Instant::now();
         self.end_if_too_old()?;
         if read && (ready.readable || ready.hung_up || has_buffered) {

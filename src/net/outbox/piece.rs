@@ -56,7 +56,7 @@ impl Piece {
         matches!(self, Piece::File(_))
     }
 
-    pub(super) fn bytes(&self) -> Option<&[u8]> {
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
         match self {
             Piece::Own(bytes, range) => Some(&bytes[range.clone()]),
             Piece::Shared(bytes, range) => Some(&bytes[range.clone()]),
@@ -64,7 +64,7 @@ impl Piece {
         }
     }
 
-    pub(super) fn skip(&mut self, n: usize) {
+    pub(crate) fn skip(&mut self, n: usize) {
         match self {
             Piece::Own(_, range) | Piece::Shared(_, range) => range.start += n,
             Piece::File(_) => {}
