@@ -144,6 +144,39 @@
 //! A [`TaskPool`] is the back room alone, for a program that has a loop of its own: each thread takes a [`Submitter`],
 //! and its finish closures run when it calls [`run_finished`](Submitter::run_finished).
 //!
+//! # Where clients come in
+//!
+//! A [`Listener`] is a TCP address, a Unix socket, or a socket that is open already; a server has as many as it is given
+//! by [`listen`](ServerBuilder::listen), each with its own [`Framing`], [`Limits`], [`SocketOptions`] and TLS. What comes
+//! is cut into frames: lines, length-prefixed, or as a [`Decoder`] of yours says. With the feature `tls`, a listener
+//! speaks TLS by rustls. One that a proxy stands in front of believes its [header](ProxyProtocol). Datagrams
+//! come to [`on_packet`](ServerBuilder::on_packet).
+//!
+//! ```
+//! use backroom::{Framing, Listener, Server};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let server = Server::builder::<(), ()>()
+//!     .listen(Listener::tcp("127.0.0.1:0").framing(Framing::lines()))
+//!     .listen(Listener::tcp("[::1]:0").framing(Framing::fixed(8)).name("eights"))
+//!     .listen_udp("127.0.0.1:0")
+//!     .on_receive(|conn, data| Ok(conn.send(format!("{}: {} bytes\n", conn.listener(), data.len()))?))
+//!     .on_packet(|socket, from, data| Ok(socket.send_to(from, data)?))
+//!     .on_task(|_cx, ()| Ok(()))
+//!     .build()?;
+//! assert_eq!(server.local_addrs().len(), 3);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Sending, and reaching other connections
+//!
+//! A callback [sends](Connection::send) to its own client; tasks and other threads send [by id](ServerHandle::send), or
+//! to [all at once](ServerHandle::broadcast). [`Remote::with_connection`] runs a closure on the worker of another
+//! connection, where its session is. [`ServerHandle::connections`] lists them, and
+//! [`connections_of`](ServerHandle::connections_of) finds those that are [bound](Connection::bind) to a user.
+//! [`after`](Connection::after) and [`every`](Connection::every) run closures later.
+//!
 //! # Full queues and slow clients
 //!
 //! [`task`](Connection::task) never blocks. When as many tasks wait as
@@ -152,6 +185,10 @@
 //! holds at [`max_tasks_in_flight`](ServerBuilder::max_tasks_in_flight). Who would rather be refused says so with
 //! [`when_queue_full`](ServerBuilder::when_queue_full), or uses [`try_task`](Connection::try_task), whose error hands
 //! the payload back.
+//!
+//! A client that takes too little, sends too slowly, too much or nothing at all runs into one of the [`Limits`], which
+//! closes its connection and no other; [`on_close`](ServerBuilder::on_close) is told which. docs/LIMITS.md has all limits
+//! in one table.
 //!
 //! # Shutdown
 //!

@@ -454,3 +454,30 @@ fn threads_and_descriptors_are_where_they_were_after_a_shutdown() {
     };
     common::succeeds(child);
 }
+
+#[test]
+fn before_a_shutdown_begins_everything_still_serves_and_can_be_told() {
+    let (report, told) = events();
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .before_shutdown(move |handle| {
+            handle.broadcast("goodbye\n");
+            Ok(report.send(Client::connect(handle.local_addr()).ask("one"))?)
+        })
+        .on_receive(|conn, line| {
+            conn.task(line.to_vec())?;
+            Ok(())
+        })
+        .on_task(|_cx, line: Vec<u8>| Ok(line.len()))
+        .on_finish(|conn, done| Ok(conn.send(format!("{}\n", done.into_result()?))?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    assert_eq!(client.ask("four"), "4");
+    server.handle.shutdown(PATIENCE);
+    assert_eq!(client.line(), "goodbye");
+    assert_eq!(told.next(), "3", "a new client, and a new task");
+    assert_eq!(client.rest(), "");
+    server.stop();
+}

@@ -9,13 +9,13 @@ use super::acceptor::{Acceptor, Hire};
 use super::close_reason::CloseReason;
 use super::connection::Connection;
 use super::handle::{Core, ServerHandle};
-use super::lifecycle::ShutdownReport;
+use super::lifecycle::{Lifecycle, ShutdownReport};
 use super::listener::{Listener, OpenListener, TcpAddresses};
 use super::packets::{self, OnPacket, PacketSocket, PacketSockets, StartPackets};
 use super::registry::Registry;
 use super::service::{Callbacks, MakeSession, OnReceive, Service};
 use super::workers::Workers;
-use super::{BackRoom, Doors, Server};
+use super::{BackRoom, Doors, RunHooks, Server};
 use crate::config::Config;
 use crate::error::BindError;
 use crate::net::{Address, Datagrams, Sleeper};
@@ -32,7 +32,7 @@ pub mod stage {
     pub enum Callbacks {}
 }
 
-pub(super) type OnStart = Box<dyn FnOnce(&ServerHandle) -> anyhow::Result<()> + Send>;
+pub(super) type OnHandle = Box<dyn FnOnce(&ServerHandle) -> anyhow::Result<()> + Send>;
 pub(super) type OnShutdown = Box<dyn FnOnce(&ShutdownReport) -> anyhow::Result<()> + Send>;
 
 /// Puts a server together; from [`Server::builder`].
@@ -71,7 +71,8 @@ enum UdpAt {
 #[derive(Default)]
 struct ServerHooks {
     observer: MaybeObserver,
-    on_start: Option<OnStart>,
+    on_start: Option<OnHandle>,
+    before_shutdown: Option<OnHandle>,
     on_shutdown: Option<OnShutdown>,
 }
 
@@ -147,6 +148,17 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// Swoole's `Start`.
     pub fn on_start(mut self, callback: impl FnOnce(&ServerHandle) -> anyhow::Result<()> + Send + 'static) -> Self {
         self.hooks.on_start = Some(Box::new(callback));
+        self
+    }
+
+    /// Runs once on the thread that called `run`, when a shutdown has been asked for and before it begins: everything
+    /// still serves, and can be told. Its time counts towards the deadline. An error is logged. Swoole's
+    /// `BeforeShutdown`.
+    pub fn before_shutdown(
+        mut self,
+        callback: impl FnOnce(&ServerHandle) -> anyhow::Result<()> + Send + 'static,
+    ) -> Self {
+        self.hooks.before_shutdown = Some(Box::new(callback));
         self
     }
 
@@ -339,7 +351,7 @@ where
         if self.on_packet.is_none() && !udp.is_empty() {
             return Err(BindError::Missing("on_packet"));
         }
-        let ServerHooks { observer, on_start, on_shutdown } = self.hooks;
+        let ServerHooks { observer, on_start, before_shutdown, on_shutdown } = self.hooks;
 
         let max_connections = self.config.max_connections();
         let mut open = Vec::new();
@@ -348,7 +360,8 @@ where
             open.push((listener, Sleeper::new().map_err(BindError::Waker)?));
         }
         let (sockets, idle_sockets) = PacketSockets::new(open_udp(udp, &self.config)?).map_err(BindError::Waker)?;
-        let core = start_core(&self.config, &open, sockets, observer.clone())?;
+        let core =
+            start_core(&self.config, &open, sockets, Lifecycle::new(before_shutdown.is_some()), observer.clone())?;
         let pool = start_pool(&self.config, &core, Hooks { state: self.task_worker, on_task }, observer)?;
         let service = Arc::new(Service {
             core: Arc::clone(&core),
@@ -367,7 +380,7 @@ where
             .map(|(listener, sleeper)| Acceptor::new(Arc::clone(&core), listener, sleeper, Arc::clone(&hire)))
             .collect();
         let doors = Doors { acceptors, idle_sockets, start_packets };
-        Ok(Server::new(core, doors, pool, on_start, on_shutdown))
+        Ok(Server::new(core, doors, pool, RunHooks { on_start, before_shutdown, on_shutdown }))
     }
 }
 
@@ -391,6 +404,7 @@ fn start_core(
     config: &Config,
     listeners: &[(OpenListener, Sleeper)],
     sockets: PacketSockets,
+    lifecycle: Lifecycle,
     observer: MaybeObserver,
 ) -> Result<Arc<Core>, BindError> {
     let max_connections = config.max_connections();
@@ -405,7 +419,7 @@ fn start_core(
     }
     let wakers = listeners.iter().map(|(_, sleeper)| Arc::clone(sleeper.waker())).collect();
     let registry = Registry::new(max_connections, config.connections.max_buffered, wakers);
-    Ok(Arc::new(Core::new(addresses, sockets, registry, observer)))
+    Ok(Arc::new(Core::new(addresses, sockets, registry, lifecycle, observer)))
 }
 
 fn start_pool<T, R, W>(

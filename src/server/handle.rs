@@ -19,7 +19,7 @@ use super::mailbox::Item;
 use super::packets::PacketSockets;
 use super::registry::{Entry, Registry};
 use crate::error::{JoinError, SendError, SendFileError};
-use crate::logging::LogLimit;
+use crate::logging::{LogLimit, foreign};
 use crate::net::{Address, Piece};
 use crate::observer::MaybeObserver;
 use crate::panic::catch;
@@ -56,6 +56,7 @@ impl Core {
         local_addrs: Vec<Address>,
         packets: PacketSockets,
         registry: Registry,
+        lifecycle: Lifecycle,
         observer: MaybeObserver,
     ) -> Core {
         Core {
@@ -63,7 +64,7 @@ impl Core {
             started_at: SystemTime::now(),
             local_addrs,
             packets,
-            lifecycle: Lifecycle::new(),
+            lifecycle,
             registry: Arc::new(registry),
             books: Arc::new(Books::default()),
             callback_log: LogLimit::default(),
@@ -84,6 +85,15 @@ impl Core {
         let returned = catch(callback);
         CALLBACKS_OF.set(before);
         returned
+    }
+
+    /// Runs one whose failure changes nothing.
+    pub(super) fn run_hook(&self, name: &str, hook: impl FnOnce() -> anyhow::Result<()>) {
+        match self.catch_callback(hook) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::error!("{name} failed: {}", foreign(format_args!("{error:#}"))),
+            Err(message) => log::error!("{name} panicked: {}", foreign(message)),
+        }
     }
 
     pub(super) fn back_room(&self) -> Option<Arc<dyn BackRoom>> {

@@ -35,6 +35,8 @@ pub(super) enum Phase {
 
 pub(super) struct Lifecycle {
     phase: AtomicU8,
+    /// Something is to be done between the wish to shut down and its beginning.
+    waits_to_drain: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -52,8 +54,9 @@ struct Shutdown {
 }
 
 impl Lifecycle {
-    pub(super) fn new() -> Lifecycle {
+    pub(super) fn new(waits_to_drain: bool) -> Lifecycle {
         Lifecycle {
+            waits_to_drain,
             phase: AtomicU8::new(Phase::Serving as u8),
             state: Mutex::new(State::default()),
             changed: Condvar::new(),
@@ -68,7 +71,7 @@ impl Lifecycle {
         }
     }
 
-    /// Begins the shutdown, or brings the deadline of one that has begun forward.
+    /// Asks for the shutdown, or brings the deadline of one that has begun forward.
     pub(super) fn begin_shutdown(&self, within: Duration) {
         let deadline = Instant::now().checked_add(within);
         let mut state = self.state.lock();
@@ -79,8 +82,15 @@ impl Lifecycle {
             _ => deadline,
         };
         state.shutdown = Some(Shutdown { deadline });
-        self.phase.fetch_max(Phase::Draining as u8, Ordering::AcqRel);
+        if !self.waits_to_drain {
+            self.drain();
+        }
         self.changed.notify_all();
+    }
+
+    /// The shutdown begins.
+    pub(super) fn drain(&self) {
+        self.phase.fetch_max(Phase::Draining as u8, Ordering::AcqRel);
     }
 
     pub(super) fn expire(&self) {

@@ -34,7 +34,7 @@ use std::thread;
 use std::time::Duration;
 
 use acceptor::Acceptor;
-use builder::{OnShutdown, OnStart};
+use builder::{OnHandle, OnShutdown};
 use handle::Core;
 use packets::{IdleSocket, StartPackets};
 
@@ -53,7 +53,6 @@ pub use remote::Remote;
 pub use timers::TimerId;
 
 use crate::error::{JoinError, RunError};
-use crate::logging::foreign;
 use crate::net::{Address, Waker};
 use crate::panic::catch;
 use crate::stats::TaskStats;
@@ -71,10 +70,16 @@ pub struct Server {
     core: Arc<Core>,
     doors: Doors,
     back_room: Arc<dyn BackRoom>,
-    on_start: Option<OnStart>,
-    on_shutdown: Option<OnShutdown>,
+    hooks: RunHooks,
     /// Last, so that those who wait for the end hear of it when all is gone.
     ending: Ending,
+}
+
+/// What `run` calls.
+struct RunHooks {
+    on_start: Option<OnHandle>,
+    before_shutdown: Option<OnHandle>,
+    on_shutdown: Option<OnShutdown>,
 }
 
 /// Where clients come in, before their threads run.
@@ -184,14 +189,8 @@ impl Server {
         ServerBuilder::new()
     }
 
-    fn new(
-        core: Arc<Core>,
-        doors: Doors,
-        back_room: Arc<dyn BackRoom>,
-        on_start: Option<OnStart>,
-        on_shutdown: Option<OnShutdown>,
-    ) -> Server {
-        Server { doors, back_room, on_start, on_shutdown, ending: Ending(Arc::clone(&core)), core }
+    fn new(core: Arc<Core>, doors: Doors, back_room: Arc<dyn BackRoom>, hooks: RunHooks) -> Server {
+        Server { doors, back_room, hooks, ending: Ending(Arc::clone(&core)), core }
     }
 
     /// A handle to this server, for other threads.
@@ -216,7 +215,8 @@ impl Server {
     pub fn run(self) -> Result<ShutdownReport, RunError> {
         let handle = self.handle();
         // `_ending` comes first, so that it is dropped last.
-        let Server { ending: _ending, core, doors, back_room, on_start, on_shutdown } = self;
+        let Server { ending: _ending, core, doors, back_room, hooks } = self;
+        let RunHooks { on_start, before_shutdown, on_shutdown } = hooks;
         if let Some(on_start) = on_start {
             core.catch_callback(|| on_start(&handle))
                 .unwrap_or_else(|message| Err(anyhow::anyhow!("it panicked: {message}")))
@@ -228,17 +228,17 @@ impl Server {
             Err(_) => core.lifecycle.begin_shutdown(Duration::ZERO),
         }
         log::info!("shutting down");
+        if let Some(before_shutdown) = before_shutdown {
+            core.run_hook("before_shutdown", || before_shutdown(&handle));
+        }
+        core.lifecycle.drain();
         open.into_iter().for_each(OpenDoor::close);
         let report = drain(&core, &*back_room);
         drop(back_room);
         opened.map_err(RunError::Acceptor)?;
 
         if let Some(on_shutdown) = on_shutdown {
-            match core.catch_callback(|| on_shutdown(&report)) {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => log::error!("on_shutdown failed: {}", foreign(format_args!("{error:#}"))),
-                Err(message) => log::error!("on_shutdown panicked: {}", foreign(message)),
-            }
+            core.run_hook("on_shutdown", || on_shutdown(&report));
         }
         core.lifecycle.end(Ok(report));
         Ok(report)
