@@ -5,10 +5,8 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::BackRoom;
@@ -357,13 +355,6 @@ impl ServerHandle {
     }
 }
 
-impl Broadcast {
-    fn add(&mut self, other: Broadcast) {
-        self.sent += other.sent;
-        self.refused += other.refused;
-    }
-}
-
 /// How far a [broadcast](ServerHandle::broadcast) came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -374,35 +365,10 @@ pub struct Broadcast {
     pub refused: usize,
 }
 
-/// A thread takes about as long to start as so many connections take to be sent to.
-const WORTH_A_THREAD: usize = 500;
-
-/// On as many threads as are worth it, since most of the time goes into the kernel's sending.
 fn send_to_all(entries: &[Arc<Entry>], bytes: &[u8]) -> Broadcast {
     let bytes: Arc<[u8]> = bytes.into();
-    let send = |entries: &[Arc<Entry>]| {
-        let sent = entries.iter().filter(|entry| entry.send_piece(Piece::shared(&bytes)).is_ok()).count();
-        Broadcast { sent, refused: entries.len() - sent }
-    };
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = (entries.len() / WORTH_A_THREAD).clamp(1, cores);
-    let (own, others) = entries.split_at(entries.len() / threads);
-    thread::scope(|scope| {
-        let share = others.len().div_ceil((threads - 1).max(1)).max(1);
-        let mut helpers = Vec::new();
-        let mut broadcast = Broadcast::default();
-        for share in others.chunks(share) {
-            match thread::Builder::new().stack_size(64 * 1024).spawn_scoped(scope, || send(share)) {
-                Ok(helper) => helpers.push(helper),
-                Err(_) => broadcast.add(send(share)),
-            }
-        }
-        broadcast.add(send(own));
-        for helper in helpers {
-            broadcast.add(helper.join().unwrap_or_default());
-        }
-        broadcast
-    })
+    let sent = entries.iter().filter(|entry| entry.send_piece(Piece::shared(&bytes)).is_ok()).count();
+    Broadcast { sent, refused: entries.len() - sent }
 }
 
 impl fmt::Debug for ServerHandle {
