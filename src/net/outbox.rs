@@ -98,7 +98,7 @@ impl Outbox {
             }
         }
         let (len, is_file) = (piece.memory(), piece.is_file());
-        if len > self.room() || is_file && self.files >= MAX_FILES {
+        if len > self.room() || is_file && self.is_full_of_files() {
             return Err(OutboxFull);
         }
         if len == 0 && !is_file {
@@ -238,6 +238,10 @@ impl Outbox {
     /// How many bytes still fit.
     pub(crate) fn room(&self) -> usize {
         self.bounds.limit.saturating_sub(self.len())
+    }
+
+    pub(crate) fn is_full_of_files(&self) -> bool {
+        self.files >= MAX_FILES
     }
 
     /// The high watermark was passed, and the low one has not been reached since.

@@ -62,12 +62,17 @@ impl Stream {
         }
     }
 
-    /// Tells the client that nothing more will come. A client that is gone needs no telling.
-    pub(crate) fn shutdown_write(&mut self) {
+    /// Tells a client that speaks TLS that nothing more will come, so that it need not suspect that something was cut
+    /// off.
+    pub(crate) fn end_tls(&mut self) {
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
             tls.close(&self.socket);
         }
+    }
+
+    /// Tells the client that nothing more will come. A client that is gone needs no telling.
+    pub(crate) fn shutdown_write(&self) {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 

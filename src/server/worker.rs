@@ -27,7 +27,7 @@ use super::service::Service;
 use super::tally::Tally;
 use super::timers::{Timer, Timers};
 use crate::logging::foreign;
-use crate::net::{FrameError, Input, Outbox, Sleeper, Stream};
+use crate::net::{FrameError, Input, Outbox, Piece, Sleeper, Stream};
 use crate::panic::catch;
 use crate::patience::Patience;
 use crate::task::{Port, Wake};
@@ -86,16 +86,19 @@ where
     log::debug!("connection {id}: open, from {}", entry.peer_addr);
     let registered = core.registry.register(entry);
 
-    let session = match catch(|| (service.session)(&registered.entry().peer_addr)) {
-        Ok(session) => session,
+    let limits = &settings.limits;
+    // A framing may have a decoder, which is users' too.
+    let input = || Input::new(&settings.framing, limits.max_frame, now);
+    let (session, input) = match catch(|| ((service.session)(&registered.entry().peer_addr), input())) {
+        Ok(made) => made,
         Err(message) => {
-            core.log_callback(id, &format!("session panicked: {}", foreign(&message)));
+            core.log_callback(id, &format!("session, or a decoder, panicked: {}", foreign(&message)));
             return registered.count_closed(&CloseReason::Panicked(message));
         }
     };
     core.observer.tell(|observer| observer.connection_opened(&registered.entry().info()));
     let link = Link {
-        wire: Wire { stream, outbox: Outbox::new(settings.limits.bounds()), flushed: 0, messages: 0 },
+        wire: Wire { stream, outbox: Outbox::new(limits.bounds()), flushed: 0, messages: 0 },
         registered,
         port,
         server: ServerHandle { core: Arc::clone(core) },
@@ -106,9 +109,9 @@ where
     let mut worker = Worker {
         service,
         core,
-        input: Input::new(&settings.framing, settings.limits.max_frame, now),
+        input,
         conn: Connection { session, link },
-        limits: &settings.limits,
+        limits,
         has_frames: settings.framing.has_boundaries(),
         input_ended: false,
         sleeper,
@@ -116,8 +119,9 @@ where
         patience: Patience::new(),
         turns_awake: 0,
         phase: Phase::Serving,
-        clocks: Clocks::new(&settings.limits, now),
+        clocks: Clocks::new(limits, now),
         told_congested: false,
+        held_file: None,
         buffered: core.registry.buffered.of_one(),
     };
     let reason = match opened {
@@ -151,6 +155,8 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     clocks: Clocks,
     /// What the watermark callbacks were last told.
     told_congested: bool,
+    /// Came from elsewhere, when there were enough files in the outbox.
+    held_file: Option<Piece>,
     buffered: Buffered,
 }
 
@@ -205,7 +211,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             // What the task sent to the client goes before what its finish closure sends. Where not all of it fits,
             // the outbox is full, and the outcome waits.
             self.take_mail()?;
-            if !self.may_deliver() {
+            if self.has_mail() || !self.may_deliver() {
                 break;
             }
             let Some(delivery) = self.conn.link.port.next() else { break };
@@ -224,16 +230,16 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// runs what they want run.
     fn take_mail(&mut self) -> Result<(), CloseReason> {
         for _ in 0..BATCH {
-            let room = self.room_in_outbox();
+            let room = self.room_for_mail();
+            if let Some(file) = self.held_file.take_if(|_| room > 0) {
+                self.push_mail(file);
+            }
             let Some(taken) = self.conn.link.registered.entry().mailbox.take(room) else { break };
             match taken {
                 Taken::Item(Item::Send(piece, messages)) => {
                     self.released = false;
                     self.conn.link.wire.messages += messages;
-                    if self.conn.link.wire.outbox.push_piece(piece).is_err() {
-                        // The bytes fit, since they were taken for this room; so it is one file too many.
-                        return Err(CloseReason::Io(io::Error::other("too many files wait for the client")));
-                    }
+                    self.push_mail(piece);
                 }
                 Taken::Item(Item::Visit(run)) => {
                     let returned = run(&mut self.conn);
@@ -248,6 +254,26 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         Ok(())
     }
 
+    /// What does not fit is held: bytes were taken for the room there is, so it is a file.
+    fn push_mail(&mut self, piece: Piece) {
+        let outbox = &mut self.conn.link.wire.outbox;
+        if piece.is_file() && outbox.is_full_of_files() {
+            self.held_file = Some(piece);
+        } else {
+            let _ = outbox.push_piece(piece);
+        }
+    }
+
+    fn has_mail(&self) -> bool {
+        self.conn.link.registered.entry().mailbox.has_mail(self.room_for_mail())
+    }
+
+    /// None while a file is held, behind which the rest has to wait.
+    fn room_for_mail(&self) -> usize {
+        let outbox = &self.conn.link.wire.outbox;
+        if self.held_file.is_some() && outbox.is_full_of_files() { 0 } else { outbox.room() }
+    }
+
     /// Runs what is due.
     fn run_timers(&mut self) -> Result<(), CloseReason> {
         if self.conn.link.timers.is_empty() {
@@ -256,6 +282,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let now = Instant::now();
         for _ in 0..BATCH {
             let Some(mut due) = self.conn.link.timers.take_due(now) else { break };
+            self.released = false;
             let returned = match due.timer {
                 Timer::Once(run) => run(&mut self.conn),
                 Timer::Every(_, ref mut run) => {
@@ -279,9 +306,11 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     #[inline]
     fn count_sent(&mut self) {
         let wire = &mut self.conn.link.wire;
+        let tally = &self.conn.link.registered.entry().tally;
         if wire.flushed > 0 {
-            let tally = &self.conn.link.registered.entry().tally;
             tally.sent(std::mem::take(&mut wire.flushed), self.clocks.now);
+        }
+        if wire.messages > 0 {
             tally.messages_sent.add(std::mem::take(&mut wire.messages));
         }
     }
@@ -308,20 +337,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// Hands the frames that are here to `on_receive`, until a batch is full or the connection may receive no
     /// more for now.
     fn receive_frames(&mut self) -> Result<(), CloseReason> {
-        let mut frames = 0;
-        let received = self.receive_batch(&mut frames);
-        self.conn.link.registered.entry().tally.frames_received.add(frames);
-        received
-    }
-
-    fn receive_batch(&mut self, frames: &mut u64) -> Result<(), CloseReason> {
         for _ in 0..BATCH {
             let frame = match self.input.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
                 Err(error) => return Err(self.frame_error(error)),
             };
-            *frames += 1;
+            self.conn.link.registered.entry().tally.frames_received.add(1);
             let returned = (self.service.on_receive)(&mut self.conn, frame);
             self.end_if_failed(returned)?;
             if !self.may_receive() {
@@ -435,7 +457,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// Everything that could have come while the worker was not asleep yet.
     fn has_work(&mut self, receive: bool) -> bool {
         self.conn.link.port.has_message() && self.may_deliver()
-            || self.conn.link.registered.entry().mailbox.has_mail(self.room_in_outbox())
+            || self.has_mail()
             || self.input.may_have_frame() && receive
             || self.core.lifecycle.phase() != self.phase
     }
@@ -455,10 +477,6 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// shutdown's deadline they come all the same.
     fn may_deliver(&self) -> bool {
         !self.conn.link.wire.outbox.is_congested() || self.phase == Phase::Expired
-    }
-
-    fn room_in_outbox(&self) -> usize {
-        self.conn.link.wire.outbox.room()
     }
 
     /// A callback that could not send because the connection is broken did not fail by itself.

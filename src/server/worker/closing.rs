@@ -41,6 +41,9 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         self.core.observer.tell(|observer| observer.connection_closed(&link.info(), &reason));
         let may_be_sending = flushed && !matches!(reason, CloseReason::Client);
         let _ = catch(|| drop(reason));
+        if flushed {
+            self.conn.link.wire.stream.end_tls();
+        }
         if may_be_sending {
             self.linger();
         }
@@ -48,7 +51,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
 
     /// Writes what others have sent; what they wanted run is dropped.
     fn flush_mail(&mut self, mail: VecDeque<Item>) -> bool {
-        for item in mail {
+        let held = self.held_file.take().map(|file| Item::Send(file, 0));
+        for item in held.into_iter().chain(mail) {
             if let Item::Send(piece, messages) = item {
                 self.conn.link.wire.messages += messages;
                 // Fits, since the outbox is empty, and a mailbox is no larger.
