@@ -198,7 +198,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 break;
             }
             // What the task sent to the client goes before what its finish closure sends. Where not all of it fits,
-            // the outbox is full, and the outcome waits.
+            // the outcome waits.
             self.take_mail()?;
             if !self.may_deliver() {
                 break;
@@ -215,20 +215,17 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         Ok(())
     }
 
-    /// Sees to what others have for this connection: moves what they sent into its outbox, as far as there is room, and
-    /// runs what they want run.
+    /// Sees to what others have had for this connection until now: moves what they sent into its outbox, as far as
+    /// there is room, and runs what they want run.
     fn take_mail(&mut self) -> Result<(), CloseReason> {
-        for _ in 0..BATCH {
-            let room = self.room_in_outbox();
-            let Some(taken) = self.conn.link.registered.entry().mailbox.take(room) else { break };
+        for _ in 0..self.mailbox().len() {
+            let Some(taken) = self.mailbox().take(&self.conn.link.wire.outbox) else { break };
             match taken {
                 Taken::Item(Item::Send(piece, messages)) => {
                     self.released = false;
                     self.conn.link.wire.messages += messages;
-                    if self.conn.link.wire.outbox.push_piece(piece).is_err() {
-                        // The bytes fit, since they were taken for this room; so it is one file too many.
-                        return Err(CloseReason::Io(io::Error::other("too many files wait for the client")));
-                    }
+                    // Fits, since it was taken for this outbox.
+                    let _ = self.conn.link.wire.outbox.push_piece(piece);
                 }
                 Taken::Item(Item::Visit(run)) => {
                     let returned = run(&mut self.conn);
@@ -381,7 +378,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         } else if ready.hung_up {
             Err(CloseReason::Io(self.conn.link.wire.stream.take_error()))
         } else {
-            if idle && ready.timed_out {
+            if idle && ready.timed_out && self.is_quiet() {
                 self.release_buffers();
             }
             Ok(())
@@ -418,7 +415,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// Everything that could have come while the worker was not asleep yet.
     fn has_work(&mut self, receive: bool) -> bool {
         self.conn.link.port.has_message() && self.may_deliver()
-            || self.conn.link.registered.entry().mailbox.has_mail(self.room_in_outbox())
+            || self.mailbox().has_mail_for(&self.conn.link.wire.outbox)
             || self.input.may_have_frame() && receive
             || self.core.lifecycle.phase() != self.phase
     }
@@ -426,30 +423,33 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// Whether this connection may be given more input now. Where the back room or the client's slowness says no,
     /// the worker is woken when that is over.
     fn may_receive(&mut self) -> bool {
-        let link = &mut self.conn.link;
         self.phase == Phase::Serving
-            && !link.paused
+            && !self.conn.link.paused
             && !self.clocks.retired
-            && !link.wire.outbox.is_congested()
-            && !link.port.should_pause()
+            && !self.is_congested()
+            && !self.conn.link.port.should_pause()
     }
 
     /// Whether finish closures may send more now. A client that takes nothing delays its own outcomes; at a
     /// shutdown's deadline they come all the same.
     fn may_deliver(&self) -> bool {
-        !self.conn.link.wire.outbox.is_congested() || self.phase == Phase::Expired
+        !self.is_congested() || self.phase == Phase::Expired
     }
 
-    fn room_in_outbox(&self) -> usize {
-        self.conn.link.wire.outbox.room()
+    /// Whether what waits for the client must become less before more is added to it.
+    fn is_congested(&self) -> bool {
+        let outbox = &self.conn.link.wire.outbox;
+        outbox.is_congested() || self.mailbox().waits_for(outbox)
     }
 
-    /// A callback that could not send because the connection is broken did not fail by itself.
+    fn mailbox(&self) -> &Mailbox {
+        &self.conn.link.registered.entry().mailbox
+    }
+
+    /// A callback that could not send because the connection is broken or aborted did not fail by itself.
     fn end_if_failed(&mut self, returned: anyhow::Result<()>) -> Result<(), CloseReason> {
-        match returned {
-            Err(error) if !matches!(self.conn.link.state, LinkState::Broken(_)) => {
-                Err(CloseReason::CallbackFailed(error))
-            }
+        match (returned, &self.conn.link.state) {
+            (Err(error), LinkState::Open | LinkState::Closing) => Err(CloseReason::CallbackFailed(error)),
             _ => self.end_if_closing(),
         }
     }
