@@ -20,7 +20,7 @@ const MAX_FLUSH: usize = 4 * 1024 * 1024;
 /// So much of a file goes into one write, so that no connection is at it for long.
 const FILE_STEP: usize = 1024 * 1024;
 /// So many files may wait: each is an open descriptor.
-const MAX_FILES: usize = 16;
+pub(crate) const MAX_FILES: usize = 16;
 
 /// What takes the bytes.
 pub(crate) trait Sink: Write {
@@ -98,7 +98,7 @@ impl Outbox {
             }
         }
         let (len, is_file) = (piece.memory(), piece.is_file());
-        if len > self.room() || is_file && self.is_full_of_files() {
+        if len > self.room() || is_file && !self.has_place_for_file() {
             return Err(OutboxFull);
         }
         if len == 0 && !is_file {
@@ -136,6 +136,8 @@ impl Outbox {
                     self.block();
                     return Ok(flushed);
                 }
+                // An error comes again, and what was written before it is to be known.
+                Err(_) if flushed > 0 => return Ok(flushed),
                 Err(error) => return Err(error),
             }
         }
@@ -240,8 +242,9 @@ impl Outbox {
         self.bounds.limit.saturating_sub(self.len())
     }
 
-    pub(crate) fn is_full_of_files(&self) -> bool {
-        self.files >= MAX_FILES
+    #[inline]
+    pub(crate) fn has_place_for_file(&self) -> bool {
+        self.files < MAX_FILES
     }
 
     /// The high watermark was passed, and the low one has not been reached since.

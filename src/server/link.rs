@@ -12,7 +12,7 @@ use super::connection_info::{ConnectionId, ConnectionInfo};
 use super::handle::ServerHandle;
 use super::registry::Registered;
 use super::remote::Remote;
-use super::timers::{Timer, TimerId, Timers};
+use super::timers::{SHORTEST_PERIOD, Timer, TimerId, Timers};
 use crate::error::{SendError, SendFileError, TaskError, TryTaskError};
 #[cfg(feature = "tls")]
 use crate::net::TlsInfo;
@@ -234,6 +234,7 @@ impl<T, R, S> Link<T, R, S> {
     where
         F: FnMut(&mut Connection<T, R, S>) -> anyhow::Result<()> + 'static,
     {
+        let period = period.max(SHORTEST_PERIOD);
         self.timers.set(period, Timer::Every(period, Box::new(run)))
     }
 

@@ -3,14 +3,14 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::tally::Tally;
 use crate::error::SendError;
-use crate::net::{Parked, Piece, Waker};
+use crate::net::{MAX_FILES, Outbox, Parked, Piece, Waker};
 
 /// What other threads have for one connection. Its worker, which alone touches the socket, takes it out, in the order in
 /// which it came.
@@ -18,21 +18,28 @@ pub(super) struct Mailbox {
     waker: Arc<Waker>,
     max_bytes: usize,
     mail: Mutex<Mail>,
-    /// Something is in `mail`; spares the worker the lock.
-    any: AtomicBool,
+    /// What the next item [needs](Mail::need) of the outbox; spares the worker the lock.
+    next: AtomicUsize,
 }
+
+/// Instead of so many bytes: there is no next item, and it needs a file's place.
+const NOTHING: usize = usize::MAX;
+const FILE: usize = usize::MAX - 1;
 
 #[derive(Default)]
 struct Mail {
     items: VecDeque<Item>,
-    /// How many bytes of memory wait in `items`, and how many of these are no bytes.
+    /// How many bytes of memory wait in `items`, how many files, and how many of what is neither.
     bytes: usize,
+    files: usize,
     others: usize,
     /// Close the connection once the items are seen to; at once, and without flushing.
     close: bool,
     abort: bool,
-    /// The worker takes no more.
+    /// The worker takes no more, and flushes what it has.
     sealed: bool,
+    /// It has done that.
+    ended: bool,
     /// The socket, while the worker sleeps and has nothing to send: whoever sends then writes by itself, as far as the
     /// client takes it, which spares waking the worker. This lock is what makes one writer of them all.
     parked: Option<Parked>,
@@ -57,12 +64,12 @@ pub(super) enum Taken {
     Abort,
 }
 
-/// So many visits, files and the like may wait.
+/// So many visits and the like may wait.
 const MAX_OTHERS: usize = 1024;
 
 impl Mailbox {
     pub(super) fn new(waker: Arc<Waker>, max_bytes: usize) -> Mailbox {
-        Mailbox { waker, max_bytes, mail: Mutex::new(Mail::default()), any: AtomicBool::new(false) }
+        Mailbox { waker, max_bytes, mail: Mutex::new(Mail::default()), next: AtomicUsize::new(NOTHING) }
     }
 
     /// Takes all of `bytes` for the worker to send, or none.
@@ -83,7 +90,7 @@ impl Mailbox {
                 }
                 _ => mail.items.push_back(Item::Send(Piece::Own(bytes.to_vec(), 0..bytes.len()), 1)),
             }
-            self.any.store(true, Ordering::Relaxed);
+            self.tell_next(&mail);
         }
         self.waker.wake();
         Ok(())
@@ -101,12 +108,13 @@ impl Mailbox {
                     return Ok(());
                 }
             }
-            if piece.is_file() {
-                mail.count_other().map_err(|_| SendError::OutboxFull)?;
+            if piece.is_file() && mail.files >= MAX_FILES {
+                return Err(SendError::OutboxFull);
             }
             mail.bytes += piece.memory();
+            mail.files += usize::from(piece.is_file());
             mail.items.push_back(Item::Send(piece, 1));
-            self.any.store(true, Ordering::Relaxed);
+            self.tell_next(&mail);
         }
         self.waker.wake();
         Ok(())
@@ -119,11 +127,12 @@ impl Mailbox {
             if mail.is_closed() {
                 return Err((NotPut::Closed, x));
             }
-            if mail.count_other().is_err() {
+            if mail.others >= MAX_OTHERS {
                 return Err((NotPut::Full, x));
             }
+            mail.others += 1;
             mail.items.push_back(item(x));
-            self.any.store(true, Ordering::Relaxed);
+            self.tell_next(&mail);
         }
         self.waker.wake();
         Ok(())
@@ -131,67 +140,85 @@ impl Mailbox {
 
     /// Asks the worker to flush and close; `false` if it does so already.
     pub(super) fn close(&self) -> bool {
-        self.end(|mail| mail.close = true)
-    }
-
-    /// Asks the worker to close at once; `false` if it has closed, or closes already.
-    pub(super) fn abort(&self) -> bool {
-        self.end(|mail| {
-            mail.abort = true;
-            mail.items.clear();
-        })
-    }
-
-    fn end(&self, how: impl FnOnce(&mut Mail)) -> bool {
         {
             let mut mail = self.mail.lock();
-            if mail.sealed || mail.abort {
+            if mail.is_closed() {
                 return false;
             }
-            let first = !mail.close;
-            how(&mut mail);
-            if !first && !mail.abort {
-                return false;
-            }
-            self.any.store(true, Ordering::Relaxed);
+            mail.close = true;
+            self.tell_next(&mail);
         }
         self.waker.wake();
         true
     }
 
-    /// Whether there is mail, and room for any of it.
-    #[inline]
-    pub(super) fn has_mail(&self, room: usize) -> bool {
-        room > 0 && self.any.load(Ordering::Relaxed)
+    /// Asks the worker to close at once, even if it is flushing; `false` if it has closed, or was asked to before.
+    pub(super) fn abort(&self) -> bool {
+        let _unwanted = {
+            let mut mail = self.mail.lock();
+            if mail.abort || mail.ended {
+                return false;
+            }
+            mail.abort = true;
+            self.tell_next(&mail);
+            mail.clear()
+        };
+        self.waker.wake();
+        true
     }
 
-    /// Takes the next item, or as many of its bytes as there is room for.
-    pub(super) fn take(&self, room: usize) -> Option<Taken> {
-        if !self.has_mail(room) {
+    fn tell_next(&self, mail: &Mail) {
+        self.next.store(mail.need(), Ordering::Relaxed);
+    }
+
+    /// Whether there is mail, and room for the next of it.
+    #[inline]
+    pub(super) fn has_mail_for(&self, outbox: &Outbox) -> bool {
+        self.next.load(Ordering::Relaxed) != NOTHING && !self.waits_for(outbox)
+    }
+
+    /// Whether there is mail, and no room for the next of it.
+    #[inline]
+    pub(super) fn waits_for(&self, outbox: &Outbox) -> bool {
+        match self.next.load(Ordering::Relaxed) {
+            NOTHING => false,
+            FILE => !outbox.has_place_for_file(),
+            bytes => bytes > outbox.room(),
+        }
+    }
+
+    /// How many items there are now.
+    pub(super) fn len(&self) -> usize {
+        match self.next.load(Ordering::Relaxed) {
+            NOTHING => 0,
+            // One for what asks for the end.
+            _ => self.mail.lock().items.len() + 1,
+        }
+    }
+
+    /// Takes the next item, if the outbox has room for it: a message goes there whole, so that nothing else comes into
+    /// the middle of it.
+    pub(super) fn take(&self, outbox: &Outbox) -> Option<Taken> {
+        if !self.has_mail_for(outbox) {
             return None;
         }
         let mut mail = self.mail.lock();
+        // It may have grown.
+        self.tell_next(&mail);
+        if !self.has_mail_for(outbox) {
+            return None;
+        }
         if mail.abort {
             return Some(Taken::Abort);
         }
-        let Some(item) = mail.items.pop_front() else {
-            // What asks for the end stays, and so does the mark.
-            self.any.store(mail.close, Ordering::Relaxed);
-            return mail.close.then_some(Taken::Close);
-        };
-        let item = match item {
-            Item::Send(mut piece, messages) if piece.memory() > room => {
-                let first = piece.split_to(room);
-                mail.items.push_front(Item::Send(piece, 0));
-                Item::Send(first, messages)
-            }
-            item => item,
-        };
+        // What asks for the end stays.
+        let Some(item) = mail.items.pop_front() else { return mail.close.then_some(Taken::Close) };
         match &item {
-            Item::Send(piece, _) if !piece.is_file() => mail.bytes -= piece.memory(),
+            Item::Send(piece, _) if piece.is_file() => mail.files -= 1,
+            Item::Send(piece, _) => mail.bytes -= piece.memory(),
             _ => mail.others -= 1,
         }
-        self.any.store(!mail.items.is_empty() || mail.close, Ordering::Relaxed);
+        self.tell_next(&mail);
         Some(Taken::Item(item))
     }
 
@@ -213,7 +240,19 @@ impl Mailbox {
     pub(super) fn seal(&self) -> VecDeque<Item> {
         let mut mail = self.mail.lock();
         mail.sealed = true;
-        std::mem::take(&mut mail.items)
+        mail.clear()
+    }
+
+    /// Whether the worker was asked to close at once.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.mail.lock().abort
+    }
+
+    /// From here on, whoever aborts is told that the connection is closed. Returns whether somebody has before.
+    pub(super) fn end(&self) -> bool {
+        let mut mail = self.mail.lock();
+        mail.ended = true;
+        mail.abort
     }
 
     /// How many bytes wait for the worker.
@@ -261,11 +300,20 @@ impl Mail {
         written
     }
 
-    fn count_other(&mut self) -> Result<(), NotPut> {
-        if self.others >= MAX_OTHERS {
-            return Err(NotPut::Full);
+    /// What the outbox must have before the next item is taken: so many bytes of room, or what the constants say.
+    fn need(&self) -> usize {
+        match self.items.front() {
+            _ if self.abort => 0,
+            Some(Item::Send(piece, _)) if piece.is_file() => FILE,
+            Some(Item::Send(piece, _)) => piece.memory(),
+            None if !self.close => NOTHING,
+            _ => 0,
         }
-        self.others += 1;
-        Ok(())
+    }
+
+    /// Takes all items, to be dropped where no lock is held: they have users' closures in them.
+    fn clear(&mut self) -> VecDeque<Item> {
+        (self.bytes, self.files, self.others) = (0, 0, 0);
+        std::mem::take(&mut self.items)
     }
 }

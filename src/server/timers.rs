@@ -33,7 +33,7 @@ type RunOnce<C> = Box<dyn FnOnce(&mut C) -> anyhow::Result<()>>;
 type RunEach<C> = Box<dyn FnMut(&mut C) -> anyhow::Result<()>>;
 
 /// A shorter period than this is taken for this.
-const SHORTEST: Duration = Duration::from_millis(1);
+pub(super) const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
 
 impl<C> Timers<C> {
     pub(super) fn new() -> Timers<C> {
@@ -82,7 +82,7 @@ impl<C> Timers<C> {
             return;
         }
         if let Timer::Every(period, _) = due.timer {
-            let (now, period) = (Instant::now(), period.max(SHORTEST));
+            let now = Instant::now();
             let in_time = due.at.checked_add(period).filter(|at| *at > now);
             if let Some(at) = in_time.or_else(|| now.checked_add(period)) {
                 self.due.insert((at, due.id), due.timer);

@@ -27,7 +27,7 @@ use super::service::Service;
 use super::tally::Tally;
 use super::timers::{Timer, Timers};
 use crate::logging::foreign;
-use crate::net::{FrameError, Input, Outbox, Piece, Sleeper, Stream};
+use crate::net::{FrameError, Input, Outbox, Sleeper, Stream};
 use crate::panic::catch;
 use crate::patience::Patience;
 use crate::task::{Port, Wake};
@@ -121,7 +121,6 @@ where
         phase: Phase::Serving,
         clocks: Clocks::new(limits, now),
         told_congested: false,
-        held_file: None,
         buffered: core.registry.buffered.of_one(),
     };
     let reason = match opened {
@@ -155,8 +154,6 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     clocks: Clocks,
     /// What the watermark callbacks were last told.
     told_congested: bool,
-    /// Came from elsewhere, when there were enough files in the outbox.
-    held_file: Option<Piece>,
     buffered: Buffered,
 }
 
@@ -209,9 +206,9 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 break;
             }
             // What the task sent to the client goes before what its finish closure sends. Where not all of it fits,
-            // the outbox is full, and the outcome waits.
+            // the outcome waits.
             self.take_mail()?;
-            if self.has_mail() || !self.may_deliver() {
+            if !self.may_deliver() {
                 break;
             }
             let Some(delivery) = self.conn.link.port.next() else { break };
@@ -226,20 +223,17 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         Ok(())
     }
 
-    /// Sees to what others have for this connection: moves what they sent into its outbox, as far as there is room, and
-    /// runs what they want run.
+    /// Sees to what others have had for this connection until now: moves what they sent into its outbox, as far as
+    /// there is room, and runs what they want run.
     fn take_mail(&mut self) -> Result<(), CloseReason> {
-        for _ in 0..BATCH {
-            let room = self.room_for_mail();
-            if let Some(file) = self.held_file.take_if(|_| room > 0) {
-                self.push_mail(file);
-            }
-            let Some(taken) = self.conn.link.registered.entry().mailbox.take(room) else { break };
+        for _ in 0..self.mailbox().len() {
+            let Some(taken) = self.mailbox().take(&self.conn.link.wire.outbox) else { break };
             match taken {
                 Taken::Item(Item::Send(piece, messages)) => {
                     self.released = false;
                     self.conn.link.wire.messages += messages;
-                    self.push_mail(piece);
+                    // Fits, since it was taken for this outbox.
+                    let _ = self.conn.link.wire.outbox.push_piece(piece);
                 }
                 Taken::Item(Item::Visit(run)) => {
                     let returned = run(&mut self.conn);
@@ -252,26 +246,6 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             }
         }
         Ok(())
-    }
-
-    /// What does not fit is held: bytes were taken for the room there is, so it is a file.
-    fn push_mail(&mut self, piece: Piece) {
-        let outbox = &mut self.conn.link.wire.outbox;
-        if piece.is_file() && outbox.is_full_of_files() {
-            self.held_file = Some(piece);
-        } else {
-            let _ = outbox.push_piece(piece);
-        }
-    }
-
-    fn has_mail(&self) -> bool {
-        self.conn.link.registered.entry().mailbox.has_mail(self.room_for_mail())
-    }
-
-    /// None while a file is held, behind which the rest has to wait.
-    fn room_for_mail(&self) -> usize {
-        let outbox = &self.conn.link.wire.outbox;
-        if self.held_file.is_some() && outbox.is_full_of_files() { 0 } else { outbox.room() }
     }
 
     /// Runs what is due.
@@ -403,7 +377,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let link = &self.conn.link;
         let write = !link.wire.outbox.is_empty();
         let source = Some(link.wire.stream.as_fd());
-        let mailbox = &link.registered.entry().mailbox;
+        let mailbox = self.mailbox();
         // Not between two requests, where it would only cost.
         let parked = (self.released && !write).then(|| link.wire.stream.park()).flatten();
         let is_parked = parked.is_some();
@@ -420,7 +394,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         } else if ready.hung_up {
             Err(CloseReason::Io(self.conn.link.wire.stream.take_error()))
         } else {
-            if idle && ready.timed_out {
+            if idle && ready.timed_out && self.is_quiet() {
                 self.release_buffers();
             }
             Ok(())
@@ -457,7 +431,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// Everything that could have come while the worker was not asleep yet.
     fn has_work(&mut self, receive: bool) -> bool {
         self.conn.link.port.has_message() && self.may_deliver()
-            || self.has_mail()
+            || self.mailbox().has_mail_for(&self.conn.link.wire.outbox)
             || self.input.may_have_frame() && receive
             || self.core.lifecycle.phase() != self.phase
     }
@@ -465,26 +439,33 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// Whether this connection may be given more input now. Where the back room or the client's slowness says no,
     /// the worker is woken when that is over.
     fn may_receive(&mut self) -> bool {
-        let link = &mut self.conn.link;
         self.phase == Phase::Serving
-            && !link.paused
+            && !self.conn.link.paused
             && !self.clocks.retired
-            && !link.wire.outbox.is_congested()
-            && !link.port.should_pause()
+            && !self.is_congested()
+            && !self.conn.link.port.should_pause()
     }
 
     /// Whether finish closures may send more now. A client that takes nothing delays its own outcomes; at a
     /// shutdown's deadline they come all the same.
     fn may_deliver(&self) -> bool {
-        !self.conn.link.wire.outbox.is_congested() || self.phase == Phase::Expired
+        !self.is_congested() || self.phase == Phase::Expired
     }
 
-    /// A callback that could not send because the connection is broken did not fail by itself.
+    /// Whether what waits for the client must become less before more is added to it.
+    fn is_congested(&self) -> bool {
+        let outbox = &self.conn.link.wire.outbox;
+        outbox.is_congested() || self.mailbox().waits_for(outbox)
+    }
+
+    fn mailbox(&self) -> &Mailbox {
+        &self.conn.link.registered.entry().mailbox
+    }
+
+    /// A callback that could not send because the connection is broken or aborted did not fail by itself.
     fn end_if_failed(&mut self, returned: anyhow::Result<()>) -> Result<(), CloseReason> {
-        match returned {
-            Err(error) if !matches!(self.conn.link.state, LinkState::Broken(_)) => {
-                Err(CloseReason::CallbackFailed(error))
-            }
+        match (returned, &self.conn.link.state) {
+            (Err(error), LinkState::Open | LinkState::Closing) => Err(CloseReason::CallbackFailed(error)),
             _ => self.end_if_closing(),
         }
     }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unit_arg)]
 
+pub mod house;
+
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};

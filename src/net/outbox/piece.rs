@@ -30,23 +30,6 @@ impl Piece {
         Piece::Shared(Arc::clone(bytes), 0..bytes.len())
     }
 
-    /// Its first bytes, at most so many; the rest stays. A file is taken whole.
-    pub(crate) fn split_to(&mut self, at_most: usize) -> Piece {
-        match self {
-            Piece::Own(bytes, range) => {
-                let first = range.start..range.end.min(range.start.saturating_add(at_most));
-                range.start = first.end;
-                Piece::Own(bytes[first.clone()].to_vec(), 0..first.len())
-            }
-            Piece::Shared(bytes, range) => {
-                let first = range.start..range.end.min(range.start.saturating_add(at_most));
-                range.start = first.end;
-                Piece::Shared(Arc::clone(bytes), first)
-            }
-            Piece::File(_) => std::mem::replace(self, Piece::Own(Vec::new(), 0..0)),
-        }
-    }
-
     /// How many bytes of memory wait in it.
     pub(crate) fn memory(&self) -> usize {
         self.bytes().map_or(0, <[u8]>::len)

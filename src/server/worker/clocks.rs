@@ -36,16 +36,26 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let write = write_time_left(&self.conn.link.wire.outbox, self.limits)?;
         let frame = self.frame_time_left(read)?;
         let link = &self.conn.link;
-        let at_rest = if link.port.in_flight() > 0 {
-            None
-        } else if idle {
-            Some(IDLE_AFTER)
-        } else {
-            self.clocks.look_at.map(|at| at.saturating_duration_since(self.clocks.now))
+        let at_rest = match link.port.in_flight() {
+            0 => {
+                let look = self.clocks.look_at.map(|at| at.saturating_duration_since(self.clocks.now));
+                look.into_iter().chain(idle.then_some(IDLE_AFTER)).min()
+            }
+            _ => None,
         };
         let due = link.port.next_deadline().into_iter().chain(link.timers.next_due()).min();
         let due = due.map(|due| due.saturating_duration_since(Instant::now()));
         Ok([write, frame, at_rest, due].into_iter().flatten().min())
+    }
+
+    /// Whether nothing has gone either way for a while. It may be a timer that ended the sleep, and not that.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.clocks.now.saturating_duration_since(self.active_at()) >= IDLE_AFTER
+    }
+
+    fn active_at(&self) -> Instant {
+        let tally = &self.conn.link.registered.entry().tally;
+        tally.received_at().max(tally.sent_at())
     }
 
     /// How long the unfinished frame may still take. Its clock runs only while the server reads.
@@ -81,12 +91,11 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             self.clocks.retired = true;
         }
         let received_at = entry.tally.received_at();
-        let active_at = received_at.max(entry.tally.sent_at());
         let at_work = link.port.in_flight() > 0 || !link.wire.outbox.is_empty() || link.paused;
         let exempt = at_work || entry.protected.load(Ordering::Relaxed);
         let mut next = self.clocks.expires_at.filter(|_| !self.clocks.retired);
         for (since, limit, timeout) in [
-            (active_at, self.limits.idle_timeout, Timeout::Idle),
+            (self.active_at(), self.limits.idle_timeout, Timeout::Idle),
             (received_at, self.limits.silence_timeout, Timeout::Silence),
         ] {
             let Some(over_at) = (if exempt { now } else { since }).checked_add(limit) else { continue };

@@ -22,8 +22,16 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     pub(super) fn close(&mut self, reason: CloseReason) {
         // Fenced, since the text of an error is users' code too.
         let _ = catch(|| self.log_reason(&reason));
-        let mail = self.conn.link.registered.entry().mailbox.seal();
-        let flushed = reason.is_orderly() && self.flush_out() && self.flush_mail(mail);
+        let mut mail = self.mailbox().seal();
+        let flushed = reason.is_orderly() && self.flush_out() && self.flush_mail(&mut mail);
+        mail.into_iter().for_each(drop_fenced);
+        let reason = match self.mailbox().end() {
+            true => {
+                drop_fenced(reason);
+                CloseReason::Aborted
+            }
+            false => reason,
+        };
         match reason {
             CloseReason::Aborted => self.conn.link.wire.stream.reset_on_close(),
             // What TLS has to say about it, as far as the client takes that.
@@ -39,9 +47,10 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         }
         let link = &self.conn.link;
         self.core.observer.tell(|observer| observer.connection_closed(&link.info(), &reason));
-        let may_be_sending = flushed && !matches!(reason, CloseReason::Client);
-        let _ = catch(|| drop(reason));
-        if flushed {
+        let is_aborted = matches!(reason, CloseReason::Aborted);
+        let may_be_sending = flushed && !is_aborted && !matches!(reason, CloseReason::Client);
+        drop_fenced(reason);
+        if flushed && !is_aborted {
             self.conn.link.wire.stream.end_tls();
         }
         if may_be_sending {
@@ -50,9 +59,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     }
 
     /// Writes what others have sent; what they wanted run is dropped.
-    fn flush_mail(&mut self, mail: VecDeque<Item>) -> bool {
-        let held = self.held_file.take().map(|file| Item::Send(file, 0));
-        for item in held.into_iter().chain(mail) {
+    fn flush_mail(&mut self, mail: &mut VecDeque<Item>) -> bool {
+        while let Some(item) = mail.pop_front() {
             if let Item::Send(piece, messages) = item {
                 self.conn.link.wire.messages += messages;
                 // Fits, since the outbox is empty, and a mailbox is no larger.
@@ -61,7 +69,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                     return false;
                 }
             } else {
-                let _ = catch(|| drop(item));
+                drop_fenced(item);
             }
         }
         true
@@ -96,7 +104,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 return true;
             }
             self.sleeper.mark_asleep();
-            if self.core.lifecycle.phase() == Phase::Expired {
+            if self.core.lifecycle.phase() == Phase::Expired || self.mailbox().is_aborted() {
                 return false;
             }
             let Ok(timeout) = write_time_left(outbox, self.limits) else { return false };
@@ -128,4 +136,9 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             }
         }
     }
+}
+
+/// What may have users' code in it.
+fn drop_fenced<X>(x: X) {
+    let _ = catch(|| drop(x));
 }
