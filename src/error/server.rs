@@ -10,7 +10,7 @@ use crate::net::Address;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BindError {
-    /// A callback that a server cannot do without was not set: `on_receive` or `on_task`.
+    /// A callback that a server cannot do without was not set: `on_receive`, `on_packet` or `on_task`.
     Missing(&'static str),
     /// The value of the field cannot work.
     Config {

@@ -1,7 +1,7 @@
 //! Bytes read from a client and not yet handed on.
 
 use std::io::{self, Read};
-use std::time::Instant;
+use std::time::Duration;
 
 use super::framing::{FrameError, Framer, Framing};
 
@@ -22,13 +22,12 @@ pub(crate) struct Input {
     uncut: bool,
     /// The last read filled the buffer: more was probably there.
     filled: bool,
-    /// When the last bytes were read, and when the first of the unfinished frame were.
-    read_at: Instant,
-    began_at: Instant,
+    /// How long the rest of the unfinished frame has been waited for.
+    awaited: Duration,
 }
 
 impl Input {
-    pub(crate) fn new(framing: &Framing, max_frame: usize, now: Instant) -> Input {
+    pub(crate) fn new(framing: &Framing, max_frame: usize) -> Input {
         Input {
             framer: Framer::new(framing, max_frame),
             max_len: max_frame.saturating_add(MAX_READ),
@@ -37,25 +36,18 @@ impl Input {
             end: 0,
             uncut: false,
             filled: false,
-            read_at: now,
-            began_at: now,
+            awaited: Duration::ZERO,
         }
     }
 
-    /// One read, at this moment. `Ok(0)` is the end of the client's sending half.
-    pub(crate) fn fill(&mut self, stream: &mut impl Read, now: Instant) -> io::Result<usize> {
+    /// One read. `Ok(0)` is the end of the client's sending half.
+    pub(crate) fn fill(&mut self, stream: &mut impl Read) -> io::Result<usize> {
         self.make_room();
         let room = &mut self.buffer[self.end..];
         let len = room.len().min(MAX_READ);
         let n = stream.read(&mut room[..len])?;
         self.filled = n == room.len();
-        if n > 0 {
-            self.read_at = now;
-            if self.start == self.end {
-                self.began_at = now;
-            }
-            self.uncut = true;
-        }
+        self.uncut |= n > 0;
         self.end += n;
         Ok(n)
     }
@@ -75,7 +67,7 @@ impl Input {
                 let from = self.start;
                 self.start += cut.taken;
                 self.uncut = self.start < self.end;
-                self.began_at = self.read_at;
+                self.awaited = Duration::ZERO;
                 Ok(Some(&self.buffer[from + cut.data.start..from + cut.data.end]))
             }
             None => {
@@ -90,15 +82,18 @@ impl Input {
         self.uncut
     }
 
-    /// Since when a frame has been unfinished, if one is.
+    /// So long nothing was done but to wait for more.
     #[inline]
-    pub(crate) fn unfinished_since(&self) -> Option<Instant> {
-        (self.start < self.end && !self.uncut).then_some(self.began_at)
+    pub(crate) fn wait(&mut self, time: Duration) {
+        if self.start < self.end {
+            self.awaited += time;
+        }
     }
 
-    /// The unfinished frame begins now: so far it was not its client that was slow.
-    pub(crate) fn begin_again(&mut self, now: Instant) {
-        self.began_at = now;
+    /// How long the rest of the unfinished frame has been waited for, if there is one.
+    #[inline]
+    pub(crate) fn awaited(&self) -> Option<Duration> {
+        (self.start < self.end && !self.uncut).then_some(self.awaited)
     }
 
     /// The memory it takes.
@@ -138,10 +133,10 @@ mod tests {
     #[test]
     fn the_buffer_never_outgrows_the_maximum_frame_plus_one_read() {
         let max_frame = 256 * 1024;
-        let mut input = Input::new(&Framing::lines(), max_frame, Instant::now());
+        let mut input = Input::new(&Framing::lines(), max_frame);
         let mut endless = io::repeat(b'x');
         let error = loop {
-            input.fill(&mut endless, Instant::now()).unwrap();
+            input.fill(&mut endless).unwrap();
             if let Err(error) = input.next_frame() {
                 break error;
             }
@@ -152,28 +147,32 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_of_a_frame_runs_from_its_own_first_byte() {
-        let start = Instant::now();
-        let at = |seconds| start + std::time::Duration::from_secs(seconds);
-        let mut input = Input::new(&Framing::lines(), 100, start);
-        input.fill(&mut &b"ab"[..], at(1)).unwrap();
+    fn the_clock_of_a_frame_runs_from_its_own_first_byte_while_more_is_waited_for() {
+        let second = Duration::from_secs(1);
+        let mut input = Input::new(&Framing::lines(), 100);
+        input.wait(second);
+        input.fill(&mut &b"ab"[..]).unwrap();
         assert!(input.next_frame().unwrap().is_none());
-        assert_eq!(input.unfinished_since(), Some(at(1)));
-        input.fill(&mut &b"c\nde"[..], at(2)).unwrap();
+        assert_eq!(input.awaited(), Some(Duration::ZERO));
+        input.wait(second);
+        input.wait(second);
+        assert_eq!(input.awaited(), Some(2 * second));
+        input.fill(&mut &b"c\nde"[..]).unwrap();
         assert_eq!(input.next_frame().unwrap(), Some(&b"abc"[..]));
         assert!(input.next_frame().unwrap().is_none());
-        assert_eq!(input.unfinished_since(), Some(at(2)));
-        input.fill(&mut &b"f\n"[..], at(3)).unwrap();
+        assert_eq!(input.awaited(), Some(Duration::ZERO));
+        input.wait(second);
+        input.fill(&mut &b"f\n"[..]).unwrap();
         assert_eq!(input.next_frame().unwrap(), Some(&b"def"[..]));
-        assert_eq!(input.unfinished_since(), None);
+        assert_eq!(input.awaited(), None);
     }
 
     #[test]
     fn frames_come_out_whole_however_small_the_buffer_was() {
         let text: Vec<u8> = (0..5_000u32).flat_map(|n| format!("line {n}\n").into_bytes()).collect();
-        let mut input = Input::new(&Framing::lines(), 100, Instant::now());
+        let mut input = Input::new(&Framing::lines(), 100);
         let (mut client, mut lines) = (&text[..], 0u32);
-        while input.fill(&mut client, Instant::now()).unwrap() > 0 {
+        while input.fill(&mut client).unwrap() > 0 {
             while let Some(frame) = input.next_frame().unwrap() {
                 assert_eq!(frame, format!("line {lines}").as_bytes());
                 lines += 1;

@@ -127,7 +127,7 @@ impl Outbox {
                 Ok(n) => {
                     flushed += n;
                     self.blocked_since = None;
-                    if flushed >= MAX_FLUSH {
+                    if flushed >= MAX_FLUSH && !self.is_written() {
                         return Ok(flushed);
                     }
                 }

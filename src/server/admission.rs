@@ -12,6 +12,8 @@ use crate::net::Address;
 
 /// The default of `accept_rate_per_address`.
 const RATE: (usize, Duration) = (1000, Duration::from_secs(10));
+/// A longer time is taken for this, which the clock surely reaches.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// With fewer addresses nobody looks for those that could be forgotten.
 const FEW: usize = 1024;
 
@@ -55,6 +57,7 @@ pub(super) enum Refusal {
 impl Admission {
     pub(super) fn new(limits: &Limits, max_connections: usize) -> Admission {
         let (connections, within) = limits.accept_rate_per_address.unwrap_or(RATE);
+        let within = within.min(LONGEST);
         Admission {
             max_open: limits.max_connections_per_address.unwrap_or((max_connections / 4).max(1)),
             interval: within / u32::try_from(connections).unwrap_or(u32::MAX),

@@ -110,18 +110,19 @@ impl Listener {
     }
 
     /// On the sockets that whoever started this process has opened for it: the environment's `LISTEN_FDS`, as systemd
-    /// sets it. TCP and Unix listeners are taken in their order, and UDP sockets left out; none is an empty list.
-    /// Sockets are handed over once: a second call finds none.
+    /// sets it. TCP and Unix listeners are taken in their order, and UDP sockets closed; none is an empty list. Sockets
+    /// are handed over once: a second call finds none.
     ///
-    /// An error where a descriptor is no socket that listens.
+    /// An error where a descriptor is no socket of these kinds.
     pub fn inherited() -> io::Result<Vec<Listener>> {
         let mut sockets = ListenFd::from_env();
         let mut listeners = Vec::new();
         for index in 0..sockets.len() {
-            if let Ok(Some(socket)) = sockets.take_tcp_listener(index) {
-                listeners.push(Listener::from(socket));
-            } else if let Ok(Some(socket)) = sockets.take_unix_listener(index) {
-                listeners.push(Listener::from(socket));
+            let tcp = sockets.take_tcp_listener(index).map(|socket| socket.map(Listener::from));
+            let unix = |_| sockets.take_unix_listener(index).map(|socket| socket.map(Listener::from));
+            match tcp.or_else(unix) {
+                Ok(listener) => listeners.extend(listener),
+                Err(error) => drop(sockets.take_udp_socket(index).map_err(|_| error)?),
             }
         }
         Ok(listeners)

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::handle::ServerHandle;
@@ -42,6 +42,7 @@ const BATCH: usize = 64;
 /// # }
 /// ```
 pub struct PacketSocket<T, R> {
+    datagrams: Arc<Datagrams>,
     shared: Arc<Shared>,
     port: Port<T, R, PacketSocket<T, R>>,
     server: ServerHandle,
@@ -49,15 +50,17 @@ pub struct PacketSocket<T, R> {
 
 /// What other threads use of it too.
 struct Shared {
-    datagrams: Datagrams,
+    /// Gone once its thread has ended, so that a handle to the server keeps no port.
+    datagrams: Weak<Datagrams>,
+    local_addr: SocketAddr,
     waker: Arc<Waker>,
     received: AtomicU64,
     sent: AtomicU64,
 }
 
 impl Shared {
-    fn send_to(&self, address: SocketAddr, bytes: &[u8]) -> io::Result<()> {
-        self.datagrams.send_to(address, bytes)?;
+    fn send(&self, datagrams: &Datagrams, address: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        datagrams.send_to(address, bytes)?;
         self.sent.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -67,12 +70,12 @@ impl<T, R> PacketSocket<T, R> {
     /// Sends a datagram. Never blocks. An error of kind [`WouldBlock`](io::ErrorKind::WouldBlock) where the kernel's
     /// buffer is full, and others of the system, as for a datagram that is too large.
     pub fn send_to(&self, address: SocketAddr, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.shared.send_to(address, bytes.as_ref())
+        self.shared.send(&self.datagrams, address, bytes.as_ref())
     }
 
     /// The address of this socket.
     pub fn local_addr(&self) -> SocketAddr {
-        self.shared.datagrams.local_addr()
+        self.shared.local_addr
     }
 
     /// The server.
@@ -143,6 +146,7 @@ pub(super) struct PacketSockets(Vec<Arc<Shared>>);
 
 /// One that waits for its thread.
 pub(super) struct IdleSocket {
+    datagrams: Arc<Datagrams>,
     shared: Arc<Shared>,
     sleeper: Sleeper,
 }
@@ -152,15 +156,21 @@ impl PacketSockets {
         let mut idle = Vec::new();
         for datagrams in sockets {
             let sleeper = Sleeper::new()?;
-            let waker = Arc::clone(sleeper.waker());
-            let shared = Shared { datagrams, waker, received: AtomicU64::new(0), sent: AtomicU64::new(0) };
-            idle.push(IdleSocket { shared: Arc::new(shared), sleeper });
+            let datagrams = Arc::new(datagrams);
+            let shared = Arc::new(Shared {
+                datagrams: Arc::downgrade(&datagrams),
+                local_addr: datagrams.local_addr(),
+                waker: Arc::clone(sleeper.waker()),
+                received: AtomicU64::new(0),
+                sent: AtomicU64::new(0),
+            });
+            idle.push(IdleSocket { datagrams, shared, sleeper });
         }
         Ok((PacketSockets(idle.iter().map(|socket| Arc::clone(&socket.shared)).collect()), idle))
     }
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = Address> {
-        self.0.iter().map(|socket| socket.datagrams.local_addr().into())
+        self.0.iter().map(|socket| socket.local_addr.into())
     }
 
     pub(super) fn received(&self) -> u64 {
@@ -172,10 +182,10 @@ impl PacketSockets {
     }
 
     pub(super) fn send_to(&self, address: SocketAddr, bytes: &[u8]) -> io::Result<()> {
-        let fits = |socket: &&Arc<Shared>| socket.datagrams.local_addr().is_ipv4() == address.is_ipv4();
-        match self.0.iter().find(fits) {
-            Some(socket) => socket.send_to(address, bytes),
-            None => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no packet socket of that family")),
+        let fits = |socket: &&Arc<Shared>| socket.local_addr.is_ipv4() == address.is_ipv4();
+        match self.0.iter().find(fits).and_then(|socket| Some((socket, socket.datagrams.upgrade()?))) {
+            Some((socket, datagrams)) => socket.send(&datagrams, address, bytes),
+            None => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no packet socket of that family is open")),
         }
     }
 
@@ -193,10 +203,10 @@ where
     R: Send + 'static,
     S: 'static,
 {
-    let IdleSocket { shared, sleeper } = idle;
+    let IdleSocket { datagrams, shared, sleeper } = idle;
     let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
     let server = ServerHandle { core: Arc::clone(&service.core) };
-    let socket = PacketSocket { shared, port: service.pool.port(wake, service.port_config()), server };
+    let socket = PacketSocket { datagrams, shared, port: service.pool.port(wake, service.port_config()), server };
     let mut worker = PacketWorker {
         service,
         socket,
@@ -257,7 +267,7 @@ impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
     /// False if there are no more packets for now.
     fn receive(&mut self) -> bool {
         for _ in 0..BATCH {
-            let (len, from) = match self.socket.shared.datagrams.receive(&mut self.buffer) {
+            let (len, from) = match self.socket.datagrams.receive(&mut self.buffer) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 // What an earlier datagram met on its way, mostly: nobody there.
@@ -286,7 +296,7 @@ impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
             return self.sleeper.mark_awake();
         }
         let timeout = port.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
-        let source = receive.then(|| self.socket.shared.datagrams.as_fd());
+        let source = receive.then(|| self.socket.datagrams.as_fd());
         if let Err(error) = self.sleeper.sleep(source, true, false, timeout) {
             log::error!("packet socket: cannot wait: {error}");
             // Without `poll` there is nothing to wait on, and trying again at once would spin.
@@ -323,7 +333,7 @@ where
 {
     let counted = Counted::new(&service.core);
     let service = Arc::clone(service);
-    let name = format!("backroom-udp-{}", idle.shared.datagrams.local_addr().port());
+    let name = format!("backroom-udp-{}", idle.shared.local_addr.port());
     let run = move || {
         service.core.claim_thread();
         if let Err(message) = catch(|| serve_packets(&service, idle)) {

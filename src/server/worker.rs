@@ -88,7 +88,7 @@ where
 
     let limits = &settings.limits;
     // A framing may have a decoder, which is users' too.
-    let input = || Input::new(&settings.framing, limits.max_frame, now);
+    let input = || Input::new(&settings.framing, limits.max_frame);
     let (session, input) = match catch(|| ((service.session)(&registered.entry().peer_addr), input())) {
         Ok(made) => made,
         Err(message) => {
@@ -212,6 +212,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 break;
             }
             let Some(delivery) = self.conn.link.port.next() else { break };
+            self.clocks.at_work = true;
             let callbacks = &self.service.callbacks.tasks;
             let returned = Port::run(delivery, &mut self.conn, |conn| &mut conn.link.port, callbacks);
             if let Err(error) = returned {
@@ -318,6 +319,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 Err(error) => return Err(self.frame_error(error)),
             };
             self.conn.link.registered.entry().tally.frames_received.add(1);
+            self.clocks.at_work = true;
             let returned = (self.service.on_receive)(&mut self.conn, frame);
             self.end_if_failed(returned)?;
             if !self.may_receive() {
@@ -366,9 +368,10 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let read = receive && !self.input_ended && !self.input.may_have_frame();
         let has_buffered = read && self.conn.link.wire.stream.has_buffered();
         let idle = self.conn.link.port.in_flight() == 0 && !self.released;
+        let slept_at = self.begin_rest();
         let timeout = match has_work || has_buffered {
             true => Some(Duration::ZERO),
-            false => self.time_to_sleep(read, idle)?,
+            false => self.time_to_sleep(read, idle, slept_at)?,
         };
         self.publish();
         if !self.buffered.may_keep(self.conn.link.wire.outbox.len() + self.input.capacity()) {
@@ -388,17 +391,18 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         }
         let ready = slept.map_err(CloseReason::Io)?;
         self.clocks.now = Instant::now();
-        self.end_if_too_old()?;
-        if read && (ready.readable || ready.hung_up || has_buffered) {
-            self.read()
-        } else if ready.hung_up {
-            Err(CloseReason::Io(self.conn.link.wire.stream.take_error()))
-        } else {
-            if idle && ready.timed_out && self.is_quiet() {
-                self.release_buffers();
-            }
-            Ok(())
+        if read {
+            self.input.wait(self.clocks.now - slept_at);
         }
+        if read && (ready.readable || ready.hung_up || has_buffered) {
+            self.read()?;
+        } else if ready.hung_up {
+            return Err(CloseReason::Io(self.conn.link.wire.stream.take_error()));
+        } else if idle && ready.timed_out && self.is_quiet() {
+            self.release_buffers();
+        }
+        // Last, since what has just been read was sent in time.
+        self.end_if_too_old()
     }
 
     /// For others to read while it sleeps.
@@ -419,7 +423,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
 
     fn read(&mut self) -> Result<(), CloseReason> {
         self.released = false;
-        match self.input.fill(&mut self.conn.link.wire.stream, self.clocks.now) {
+        match self.input.fill(&mut self.conn.link.wire.stream) {
             Ok(0) => self.input_ended = true,
             Ok(n) => self.conn.link.registered.entry().tally.received(n, self.clocks.now),
             Err(error) if is_transient(&error) => {}

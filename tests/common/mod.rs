@@ -6,7 +6,8 @@ pub mod house;
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -221,21 +222,38 @@ const CHILD: &str = "BACKROOM_TEST_CHILD";
 /// Runs the calling test again in a process of its own, as its child part; `None` in that child.
 #[macro_export]
 macro_rules! in_child {
+    () => {
+        $crate::common::run_again($crate::test_name!())
+    };
+}
+
+/// The name of the calling test.
+#[macro_export]
+macro_rules! test_name {
     () => {{
         fn here() {}
-        let test = std::any::type_name_of_val(&here).rsplit("::").nth(1).unwrap();
-        $crate::common::run_again(test)
+        std::any::type_name_of_val(&here).rsplit("::").nth(1).unwrap()
     }};
 }
 
 pub fn run_again(test: &str) -> Option<Child> {
-    if std::env::var_os(CHILD).is_some() {
+    if is_child() {
         return None;
     }
-    let mut command = Command::new(std::env::current_exe().expect("current_exe"));
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    let mut command = as_child(Command::new(std::env::current_exe().expect("current_exe")), test);
     command.stdin(Stdio::piped());
     Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn"))
+}
+
+/// Whether this process runs the child part of a test.
+pub fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// What this command starts, a test binary in the end, runs the child part of that test.
+pub fn as_child(mut command: Command, test: &str) -> Command {
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    command
 }
 
 pub fn succeeds(child: Child) -> (String, String) {
@@ -243,7 +261,7 @@ pub fn succeeds(child: Child) -> (String, String) {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{:?}\n{stdout}\n{stderr}", output.status);
-    assert!(stdout.contains("1 passed"), "no test ran:\n{stdout}");
+    assert!((stdout.clone() + &stderr).contains("1 passed"), "no test ran:\n{stdout}\n{stderr}");
     (stdout, stderr)
 }
 
@@ -273,4 +291,72 @@ pub fn open_files() -> usize {
 
 pub fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").expect("task").count()
+}
+
+/// Whether a test that needs these programs can run. Where the environment says that they are there, they must be.
+pub fn programs(names: &[&str]) -> bool {
+    const HAS_PROGRAMS: &str = "BACKROOM_TEST_PROGRAMS";
+    if std::env::var_os(HAS_PROGRAMS).is_none_or(|value| value != "1") {
+        let test = thread::current().name().unwrap_or("a test").to_owned();
+        skip(&test, &format!("it needs {names:?} (set {HAS_PROGRAMS}=1 to run it)"));
+        return false;
+    }
+    let path = std::env::var_os("PATH").expect("PATH");
+    for name in names {
+        assert!(std::env::split_paths(&path).any(|place| place.join(name).is_file()), "{name} is not installed");
+    }
+    true
+}
+
+/// A program that is killed when this is dropped.
+pub struct Program(pub Child);
+
+impl Program {
+    pub fn start(command: &mut Command) -> Program {
+        Program(command.spawn().expect("spawn"))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A directory of one test, removed when this is dropped.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new(test: &str) -> TempDir {
+        // The path of a Unix socket has room for some hundred bytes.
+        let name: String = test.split('_').filter_map(|word| word.chars().next()).collect();
+        let path = std::env::temp_dir().join(format!("backroom-{}-{name}", std::process::id()));
+        std::fs::create_dir(&path).expect("create_dir");
+        TempDir(path)
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Whether a test that needs IPv6 can run. Almost every machine has its loopback address.
+pub fn has_ipv6(test: &str) -> bool {
+    let has = TcpListener::bind("[::1]:0").is_ok();
+    if !has {
+        skip(test, "this machine has no ::1");
+    }
+    has
+}
+
+/// Not by `eprintln`, which a test that passes keeps to itself.
+fn skip(test: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
 }

@@ -64,6 +64,17 @@ fn file_of(bytes: &[u8]) -> File {
 }
 
 #[test]
+fn what_is_written_to_the_end_is_so_however_much_it_was() {
+    let mut outbox = outbox(MAX_FLUSH);
+    outbox.push(&vec![b'x'; MAX_FLUSH]).unwrap();
+    assert!(outbox.is_congested());
+    let mut sink = Trickle { room: usize::MAX, keeps: true, ..Trickle::default() };
+    assert_eq!(outbox.flush(&mut sink).unwrap(), MAX_FLUSH);
+    assert!(!outbox.is_congested());
+    assert!(!outbox.is_empty(), "the sink was not asked for what it keeps");
+}
+
+#[test]
 fn a_message_over_the_limit_is_refused_whole() {
     let mut outbox = outbox(4);
     outbox.push(b"abc").unwrap();

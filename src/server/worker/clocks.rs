@@ -18,34 +18,42 @@ pub(super) struct Clocks {
     look_at: Option<Instant>,
     /// It is too old, and takes nothing new.
     pub(super) retired: bool,
-    /// Nothing was read when it last went to sleep, because the server would not.
-    deaf: bool,
+    /// Since it last went to sleep there has been a task in flight, or anything else for its client.
+    pub(super) at_work: bool,
+    /// When it last went to sleep after that.
+    worked_at: Instant,
 }
 
 impl Clocks {
     pub(super) fn new(limits: &Limits, now: Instant) -> Clocks {
         let expires_at = now.checked_add(limits.max_lifetime);
         let shortest = limits.idle_timeout.min(limits.silence_timeout).min(limits.max_lifetime);
-        Clocks { now, expires_at, look_at: now.checked_add(shortest), retired: false, deaf: false }
+        let look_at = now.checked_add(shortest);
+        Clocks { now, expires_at, look_at, retired: false, at_work: false, worked_at: now }
     }
 }
 
 impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
+    /// Now, when the worker is about to sleep.
+    pub(super) fn begin_rest(&mut self) -> Instant {
+        let (now, link) = (Instant::now(), &self.conn.link);
+        let at_work = link.port.in_flight() > 0 || !link.wire.outbox.is_empty() || link.paused;
+        if std::mem::replace(&mut self.clocks.at_work, at_work) {
+            self.clocks.worked_at = now;
+        }
+        now
+    }
+
     /// Until the first thing that must happen at its time; `None` if nothing must.
-    pub(super) fn time_to_sleep(&mut self, read: bool, idle: bool) -> Result<Option<Duration>, CloseReason> {
-        let write = write_time_left(&self.conn.link.wire.outbox, self.limits)?;
-        let frame = self.frame_time_left(read)?;
+    pub(super) fn time_to_sleep(&self, read: bool, idle: bool, now: Instant) -> Result<Option<Duration>, CloseReason> {
         let link = &self.conn.link;
-        let at_rest = match link.port.in_flight() {
-            0 => {
-                let look = self.clocks.look_at.map(|at| at.saturating_duration_since(self.clocks.now));
-                look.into_iter().chain(idle.then_some(IDLE_AFTER)).min()
-            }
-            _ => None,
-        };
-        let due = link.port.next_deadline().into_iter().chain(link.timers.next_due()).min();
-        let due = due.map(|due| due.saturating_duration_since(Instant::now()));
-        Ok([write, frame, at_rest, due].into_iter().flatten().min())
+        let write = write_time_left(&link.wire.outbox, self.limits)?;
+        let frame = if read { self.frame_time_left()? } else { None };
+        let release = idle.then_some(IDLE_AFTER);
+        let look_at = self.clocks.look_at.filter(|_| link.port.in_flight() == 0);
+        let due = [look_at, link.port.next_deadline(), link.timers.next_due()].into_iter().flatten().min();
+        let due = due.map(|due| due.saturating_duration_since(now));
+        Ok([write, frame, release, due].into_iter().flatten().min())
     }
 
     /// Whether nothing has gone either way for a while. It may be a timer that ended the sleep, and not that.
@@ -58,17 +66,10 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         tally.received_at().max(tally.sent_at())
     }
 
-    /// How long the unfinished frame may still take. Its clock runs only while the server reads.
-    fn frame_time_left(&mut self, read: bool) -> Result<Option<Duration>, CloseReason> {
-        let was_deaf = std::mem::replace(&mut self.clocks.deaf, !read);
-        if !read || !self.has_frames {
-            return Ok(None);
-        }
-        if was_deaf {
-            self.input.begin_again(self.clocks.now);
-        }
-        let Some(since) = self.input.unfinished_since() else { return Ok(None) };
-        match self.limits.frame_timeout.checked_sub(since.elapsed()) {
+    /// How much longer the rest of the unfinished frame is waited for.
+    fn frame_time_left(&self) -> Result<Option<Duration>, CloseReason> {
+        let Some(awaited) = self.input.awaited().filter(|_| self.has_frames) else { return Ok(None) };
+        match self.limits.frame_timeout.checked_sub(awaited) {
             Some(left) if !left.is_zero() => Ok(Some(left)),
             _ => Err(CloseReason::TimedOut(Timeout::Frame)),
         }
@@ -90,13 +91,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if self.clocks.expires_at.is_some_and(|at| now >= at) {
             self.clocks.retired = true;
         }
-        let received_at = entry.tally.received_at();
-        let at_work = link.port.in_flight() > 0 || !link.wire.outbox.is_empty() || link.paused;
-        let exempt = at_work || entry.protected.load(Ordering::Relaxed);
+        let heard_at = entry.tally.received_at().max(self.clocks.worked_at);
+        let active_at = heard_at.max(self.active_at());
+        let exempt = self.clocks.at_work || entry.protected.load(Ordering::Relaxed);
         let mut next = self.clocks.expires_at.filter(|_| !self.clocks.retired);
         for (since, limit, timeout) in [
-            (self.active_at(), self.limits.idle_timeout, Timeout::Idle),
-            (received_at, self.limits.silence_timeout, Timeout::Silence),
+            (active_at, self.limits.idle_timeout, Timeout::Idle),
+            (heard_at, self.limits.silence_timeout, Timeout::Silence),
         ] {
             let Some(over_at) = (if exempt { now } else { since }).checked_add(limit) else { continue };
             if now >= over_at {

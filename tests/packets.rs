@@ -1,0 +1,369 @@
+//! Datagrams: received on threads of their own, answered at once or by tasks, and none of it disturbed by what goes
+//! wrong with another.
+
+mod common;
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use backroom::{Finished, Framing, Listener, PacketSocket, Server, ServerBuilder, TaskOptions, stage};
+use common::{Client, Gate, PATIENCE, Program, Running, TempDir, events, eventually, has_ipv6, programs, run};
+
+type Builder = ServerBuilder<String, String, (), (), stage::State>;
+
+const LOOPBACK: &str = "127.0.0.1:0";
+
+/// Says how its task ended to whoever asked.
+fn tell(
+    from: SocketAddr,
+) -> impl FnOnce(&mut PacketSocket<String, String>, Finished<String>) -> anyhow::Result<()> + 'static {
+    move |socket, done| Ok(socket.send_to(from, format!("{:?}", done.outcome()))?)
+}
+
+/// Echoes packets, but those that ask for something else.
+fn obedient(gate: &Gate, configure: impl FnOnce(Builder) -> Builder) -> Running {
+    let gate = gate.clone();
+    let server = configure(Server::builder())
+        .framing(Framing::lines())
+        .on_receive(|conn, line| Ok(conn.send([line, b"\n"].concat())?))
+        .on_packet(|socket, from, data| {
+            match data {
+                b"fail" => anyhow::bail!("as was asked"),
+                b"panic" => panic!("as was asked"),
+                b"finish: fail" => drop(socket.task_then("x".into(), |_, _| anyhow::bail!("as was asked")).ok()),
+                b"finish: panic" => drop(socket.task_then("x".into(), |_, _| panic!("as was asked")).ok()),
+                b"one way" => drop(socket.task_oneway("one way".into()).ok()),
+                b"too large" => {
+                    let refused = socket.send_to(from, vec![0; 100_000]).unwrap_err();
+                    socket.send_to(from, refused.kind().to_string())?;
+                }
+                _ => match data.strip_prefix(b"task: ") {
+                    Some(task) => drop(socket.task_then(String::from_utf8_lossy(task).into(), tell(from)).ok()),
+                    None => socket.send_to(from, data)?,
+                },
+            }
+            Ok(())
+        })
+        .on_task(move |_, data| {
+            gate.pass();
+            Ok(data)
+        })
+        .build()
+        .unwrap();
+    run(server)
+}
+
+fn echo() -> Running {
+    let gate = Gate::default();
+    gate.open();
+    obedient(&gate, |builder| builder.listen_udp(LOOPBACK))
+}
+
+/// A client of one server; it hears nobody else.
+struct Asker(UdpSocket);
+
+impl Asker {
+    fn of(server: SocketAddr) -> Asker {
+        let host = if server.is_ipv6() { "[::1]:0" } else { LOOPBACK };
+        let socket = UdpSocket::bind(host).unwrap();
+        socket.connect(server).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Asker(socket)
+    }
+
+    fn send(&self, packet: impl AsRef<[u8]>) {
+        self.0.send(packet.as_ref()).unwrap();
+    }
+
+    fn hear(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 70_000];
+        let len = self.0.recv(&mut buffer).expect("an answer");
+        buffer.truncate(len);
+        buffer
+    }
+
+    fn ask(&self, packet: &str) -> String {
+        self.send(packet);
+        String::from_utf8(self.hear()).unwrap()
+    }
+}
+
+/// A packet is counted once it is sent, which may be after it is heard.
+fn is_counted(server: &Running, received: u64, sent: u64) {
+    eventually("all packets are counted", || {
+        let stats = server.handle.stats();
+        (stats.packets_received, stats.packets_sent) == (received, sent)
+    });
+}
+
+#[test]
+fn a_packet_is_answered_from_the_socket_that_it_came_to() {
+    let gate = Gate::default();
+    let server =
+        obedient(&gate, |builder| builder.listen_udp(LOOPBACK).listen_udp(LOOPBACK).listen(Listener::tcp(LOOPBACK)));
+    // Listeners first, and then packet sockets.
+    let addresses = server.handle.local_addrs().to_vec();
+    assert_eq!((addresses.len(), server.handle.local_addr()), (3, addresses[0].clone()));
+    assert_eq!(Client::connect(addresses[0].clone()).ask("x"), "x");
+    for address in &addresses[1..] {
+        assert_eq!(Asker::of(address.inet().unwrap()).ask("hello"), "hello");
+    }
+    is_counted(&server, 2, 2);
+    assert_eq!(server.handle.stats().accepted_connections, 1);
+    server.stop();
+}
+
+#[test]
+fn packets_come_by_ipv6_too() {
+    if !has_ipv6(test_name!()) {
+        return;
+    }
+    let gate = Gate::default();
+    let server = obedient(&gate, |builder| builder.listen_udp("[::1]:0"));
+    assert_eq!(Asker::of(server.addr()).ask("hello"), "hello");
+    server.stop();
+}
+
+#[test]
+fn a_socket_that_is_bound_already_is_received_on() {
+    let socket = UdpSocket::bind(LOOPBACK).unwrap();
+    let asker = Asker::of(socket.local_addr().unwrap());
+    // It waits since before there was a server.
+    asker.send("early");
+    let server = obedient(&Gate::default(), |builder| builder.listen_udp_socket(socket));
+    assert_eq!(asker.hear(), b"early");
+    server.stop();
+}
+
+#[test]
+fn the_outcome_of_a_task_goes_to_whoever_asked() {
+    let gate = Gate::default();
+    let server = obedient(&gate, |builder| builder.listen_udp(LOOPBACK));
+    let askers: Vec<Asker> = (0..10).map(|_| Asker::of(server.addr())).collect();
+    for (number, asker) in askers.iter().enumerate() {
+        asker.send(format!("task: {number}"));
+    }
+    // Nobody waits for them.
+    assert_eq!(askers[0].ask("hello"), "hello");
+    gate.open();
+    for (number, asker) in askers.iter().enumerate() {
+        assert_eq!(asker.hear(), format!("Done({number:?})", number = number.to_string()).as_bytes());
+    }
+    let tasks = server.stop().tasks;
+    assert_eq!((tasks.accepted, tasks.delivered), (10, 10));
+}
+
+#[test]
+fn a_one_way_task_runs_and_nobody_hears_of_it() {
+    let gate = Gate::default();
+    gate.open();
+    let server = obedient(&gate, |builder| builder.listen_udp(LOOPBACK));
+    Asker::of(server.addr()).send("one way");
+    eventually("it has run", || server.handle.stats().tasks.done == 1);
+    let report = server.stop();
+    assert_eq!((report.tasks.one_way, report.tasks.delivered), (1, 0));
+}
+
+#[test]
+fn tasks_of_a_packet_socket_have_options_closures_and_an_early_end() {
+    let gate = Gate::default();
+    let task_gate = gate.clone();
+    let server = Server::builder()
+        .task_worker_num(1)
+        .on_packet(move |socket: &mut PacketSocket<String, String>, from, _| {
+            socket.with(TaskOptions::new().deadline(Duration::from_millis(1))).task_then("late".into(), tell(from))?;
+            let cancelled = socket.task_then("cancelled".into(), tell(from))?;
+            assert!(socket.cancel(cancelled));
+            assert_eq!(socket.tasks_in_flight(), 2);
+            socket.run(|| 6 * 7, move |socket, ran| Ok(socket.send_to(from, format!("{}", ran?))?))?;
+            Ok(())
+        })
+        .on_task(move |_, data| {
+            task_gate.pass();
+            Ok(data)
+        })
+        .listen_udp(LOOPBACK)
+        .build()
+        .unwrap();
+    let server = run(server);
+    let asker = Asker::of(server.addr());
+    let mut heard = vec![asker.ask("x"), String::from_utf8(asker.hear()).unwrap()];
+    heard.sort();
+    assert_eq!(heard, ["Cancelled", "TimedOut"]);
+    gate.open();
+    assert_eq!(asker.hear(), b"42");
+    server.stop();
+}
+
+#[test]
+fn the_rest_of_the_program_sends_packets_by_the_handle() {
+    let server = echo();
+    let asker = Asker::of(server.addr());
+    server.handle.send_to(asker.0.local_addr().unwrap(), "news").unwrap();
+    assert_eq!(asker.hear(), b"news");
+    assert_eq!(server.handle.stats().packets_sent, 1);
+    let six: SocketAddr = "[::1]:9".parse().unwrap();
+    assert_eq!(server.handle.send_to(six, "x").unwrap_err().kind(), ErrorKind::AddrNotAvailable);
+    server.stop();
+}
+
+#[test]
+fn a_handle_that_outlives_its_server_keeps_no_port() {
+    let server = echo();
+    let (handle, address) = (server.handle.clone(), server.addr());
+    assert_eq!(Asker::of(address).ask("x"), "x");
+    server.stop();
+    eventually("its port is free", || UdpSocket::bind(address).is_ok());
+    assert!(handle.send_to(address, "x").is_err());
+    let stats = handle.stats();
+    assert_eq!((stats.packets_received, stats.packets_sent), (1, 1));
+}
+
+#[test]
+fn packets_may_be_empty_and_they_may_be_large() {
+    let server = echo();
+    let asker = Asker::of(server.addr());
+    let large: Vec<u8> = (0..60_000).map(|at| (at % 251) as u8).collect();
+    for packet in [&[][..], &large, b"x"] {
+        asker.send(packet);
+        assert_eq!(asker.hear(), packet);
+    }
+    assert_ne!(asker.ask("too large"), "too large");
+    assert_eq!(asker.ask("x"), "x");
+    is_counted(&server, 5, 5);
+    server.stop();
+}
+
+#[test]
+fn what_goes_wrong_with_one_packet_harms_no_other() {
+    let server = echo();
+    let asker = Asker::of(server.addr());
+    for trouble in ["fail", "panic", "finish: fail", "finish: panic"] {
+        asker.send(trouble);
+        assert_eq!(asker.ask("x"), "x", "after {trouble:?}");
+        assert_eq!(asker.ask("task: x"), "Done(\"x\")", "after {trouble:?}");
+    }
+    eventually("both are counted", || server.handle.stats().tasks.finish_errors == 2);
+    server.stop();
+}
+
+#[test]
+fn while_the_queue_is_full_packets_stay_with_the_kernel() {
+    const PACKETS: u64 = 100;
+    let gate = Gate::default();
+    let server = obedient(&gate, |builder| builder.task_worker_num(1).queue_capacity(4).listen_udp(LOOPBACK));
+    let asker = Asker::of(server.addr());
+    for number in 0..PACKETS {
+        asker.send(format!("task: {number}"));
+    }
+    eventually("the queue has been full", || server.handle.stats().tasks.accepted >= 4);
+    // They are all here, and nothing but the queue keeps them from being received.
+    thread::sleep(Duration::from_millis(100));
+    let stats = server.handle.stats();
+    assert!(stats.packets_received < 10, "{stats:?}");
+    assert_eq!(stats.packets_received, stats.tasks.accepted);
+
+    gate.open();
+    for number in 0..PACKETS {
+        assert_eq!(asker.hear(), format!("Done({:?})", number.to_string()).as_bytes());
+    }
+    assert_eq!(server.handle.stats().packets_received, PACKETS);
+    server.stop();
+}
+
+#[test]
+fn a_shutdown_delivers_what_is_in_flight_and_receives_no_more() {
+    let gate = Gate::default();
+    let server = obedient(&gate, |builder| builder.listen_udp(LOOPBACK));
+    let asker = Asker::of(server.addr());
+    asker.send("task: last");
+    eventually("it runs", || server.handle.stats().tasks.running == 1);
+    server.handle.shutdown(PATIENCE);
+    asker.send("too late");
+    gate.open();
+    assert_eq!(asker.hear(), b"Done(\"last\")");
+    let handle = server.handle.clone();
+    let report = server.ended();
+    assert_eq!((report.tasks.delivered, report.tasks.abandoned, report.workers_running), (1, 0, 0));
+    assert_eq!(handle.stats().packets_received, 1);
+}
+
+#[test]
+fn what_a_shutdown_gives_up_is_told_to_whoever_asked() {
+    let gate = Gate::default();
+    let server = obedient(&gate, |builder| builder.listen_udp(LOOPBACK));
+    let asker = Asker::of(server.addr());
+    asker.send("task: endless");
+    eventually("it runs", || server.handle.stats().tasks.running == 1);
+    let report = server.stop_within(Duration::from_millis(50));
+    assert_eq!((report.tasks.abandoned, report.workers_running), (1, 0));
+    assert_eq!(asker.hear(), b"Abandoned");
+    gate.open();
+}
+
+#[test]
+fn that_nobody_is_there_to_be_told_stops_no_socket() {
+    let gone = UdpSocket::bind(LOOPBACK).unwrap();
+    let nobody = gone.local_addr().unwrap();
+    // A socket that is connected is told what became of its packets; others are not.
+    let connected = UdpSocket::bind(LOOPBACK).unwrap();
+    connected.connect(nobody).unwrap();
+    let (report, told) = events();
+    let server = Server::builder::<(), ()>()
+        .on_packet(move |socket, from, _| {
+            for _ in 0..100 {
+                // The error of an earlier one may be reported here.
+                let _ = socket.send_to(nobody, "anybody?");
+            }
+            Ok(report.send(from)?)
+        })
+        .on_task(|_, ()| Ok(()))
+        .listen_udp_socket(connected)
+        .listen_udp(LOOPBACK)
+        .build()
+        .unwrap();
+    let addresses: Vec<SocketAddr> = server.local_addrs().iter().filter_map(|address| address.inet()).collect();
+    let server = run(server);
+    drop(gone);
+    eventually("it is told that nobody is there", || {
+        server.handle.send_to(nobody, "anybody?").is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    });
+    let asker = Asker::of(addresses[1]);
+    for _ in 0..3 {
+        asker.send("x");
+        assert_eq!(told.next(), asker.0.local_addr().unwrap());
+    }
+    let back = UdpSocket::bind(nobody).unwrap();
+    for _ in 0..3 {
+        back.send_to(b"x", addresses[0]).unwrap();
+        assert_eq!(told.next(), nobody);
+    }
+    server.stop();
+}
+
+/// What `socat` hears on this address after it has said a line.
+fn socat(address: &str) -> String {
+    let mut socat = Command::new("socat");
+    let Program(child) = &mut Program::start(socat.args(["-", address]).stdin(Stdio::piped()).stdout(Stdio::piped()));
+    child.stdin.as_mut().unwrap().write_all(b"hello\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn socat_is_answered_by_udp_and_on_a_unix_socket() {
+    if !programs(&["socat"]) {
+        return;
+    }
+    let directory = TempDir::new(test_name!());
+    let path = directory.join("socket");
+    let server = obedient(&Gate::default(), |builder| builder.listen_udp(LOOPBACK).listen(Listener::unix(&path)));
+    let udp = server.handle.local_addrs()[1].inet().unwrap();
+    assert_eq!(socat(&format!("UDP4:{udp}")), "hello\n");
+    assert_eq!(socat(&format!("UNIX-CONNECT:{}", path.display())), "hello\n");
+    server.stop();
+}
