@@ -185,6 +185,9 @@ compile_error!("backroom runs on Unix; Linux is what it is tested on");
 mod asleep;
 mod config;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod logging;
 mod net;
 mod observer;

@@ -86,10 +86,12 @@ where
     log::debug!("connection {id}: open, from {}", entry.peer_addr);
     let registered = core.registry.register(entry);
 
-    let session = match catch(|| (service.session)(&registered.entry().peer_addr)) {
-        Ok(session) => session,
-        Err(message) => {
-            core.log_callback(id, &format!("session panicked: {}", foreign(&message)));
+    let session = catch(|| (service.session)(&registered.entry().peer_addr));
+    let input = catch(|| Input::new(&settings.framing, settings.limits.max_frame, now));
+    let (session, input) = match (session, input) {
+        (Ok(session), Ok(input)) => (session, input),
+        (Err(message), _) | (_, Err(message)) => {
+            core.log_callback(id, &format!("its session or decoder could not be made: {}", foreign(&message)));
             return registered.count_closed(&CloseReason::Panicked(message));
         }
     };
@@ -106,7 +108,7 @@ where
     let mut worker = Worker {
         service,
         core,
-        input: Input::new(&settings.framing, settings.limits.max_frame, now),
+        input,
         conn: Connection { session, link },
         limits: &settings.limits,
         has_frames: settings.framing.has_boundaries(),

@@ -214,6 +214,21 @@ pub fn log_from(level: log::LevelFilter) -> &'static Mutex<Vec<String>> {
     &LOGGED.0
 }
 
+/// Whether a test that needs these programs is to run. One that is to and finds them missing fails.
+pub fn programs(needed: &[&str]) -> bool {
+    if std::env::var_os("BACKROOM_TEST_PROGRAMS").is_none_or(|value| value != "1") {
+        // Not by `eprintln`, whose output is kept back where the test passes.
+        let skipped = format!("SKIPPED: a test that needs {needed:?} (set BACKROOM_TEST_PROGRAMS=1 to run it)\n");
+        let _ = std::io::stderr().write_all(skipped.as_bytes());
+        return false;
+    }
+    for program in needed {
+        let tried = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+        assert!(tried.is_ok(), "{program}: {tried:?}");
+    }
+    true
+}
+
 const CHILD: &str = "BACKROOM_TEST_CHILD";
 
 /// Runs the calling test again in a process of its own, as its child part; `None` in that child.

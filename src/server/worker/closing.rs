@@ -39,10 +39,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         }
         let info = self.conn.link.info();
         self.core.observer.tell(|observer| observer.connection_closed(&info, &reason));
-        let may_be_sending = flushed && !matches!(reason, CloseReason::Client);
+        let may_be_sending = !matches!(reason, CloseReason::Client);
         let _ = catch(|| drop(reason));
-        if may_be_sending {
-            self.linger();
+        if flushed {
+            self.conn.link.wire.stream.shutdown_write();
+            if may_be_sending {
+                self.linger();
+            }
         }
     }
 
@@ -105,7 +108,6 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
 
     /// Reads and forgets what the client still sends, until it closes too. One that has been idle sends nothing.
     fn linger(&mut self) {
-        self.conn.link.wire.stream.shutdown_write();
         let until = Instant::now() + LINGER;
         while !self.released {
             self.sleeper.mark_asleep();
