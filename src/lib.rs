@@ -222,6 +222,9 @@ compile_error!("backroom runs on Unix; Linux is what it is tested on");
 mod asleep;
 mod config;
 mod error;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod logging;
 mod net;
 mod observer;

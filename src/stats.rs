@@ -378,7 +378,7 @@ pub struct ClosedStats {
     pub shutdown: u64,
     /// [`CloseReason::CallbackFailed`].
     pub callback_failed: u64,
-    /// [`CloseReason::Panicked`], and where `session` panicked.
+    /// [`CloseReason::Panicked`], and where `session` or what makes a decoder panicked.
     pub panicked: u64,
     /// [`CloseReason::FrameTooLong`].
     pub frame_too_long: u64,

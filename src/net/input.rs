@@ -110,6 +110,12 @@ impl Input {
         }
     }
 
+    /// How many bytes wait, and how many there is room for in all.
+    #[cfg(feature = "internals")]
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.end - self.start, self.buffer.capacity())
+    }
+
     /// Leaves at least one byte of room. Every frame has been cut by now, so what waits is one unfinished
     /// frame, which the framer keeps to its maximum: that bounds the buffer.
     fn make_room(&mut self) {

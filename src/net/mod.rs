@@ -22,6 +22,8 @@ pub use socket_options::SocketOptions;
 pub use tls::{Certificate, PeerIdentity, Pem, Tls, TlsConfig, TlsError, TlsInfo};
 
 pub(crate) use framing::FrameError;
+#[cfg(feature = "internals")]
+pub(crate) use framing::Framer;
 pub(crate) use input::Input;
 pub(crate) use listener::{AcceptError, ListenSocket};
 pub(crate) use networks::Networks;

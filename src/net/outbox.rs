@@ -26,6 +26,12 @@ pub(crate) const MAX_FILES: usize = 16;
 pub(crate) trait Sink: Write {
     /// Writes from a file, as `write` does from a slice; 0 is the end of the file.
     fn send_file(&mut self, file: &File, offset: u64, len: usize) -> io::Result<usize>;
+
+    /// How many bytes have gone out of those that it keeps for itself. While these become more the client takes some,
+    /// even where nothing new fits yet.
+    fn moved(&self) -> u64 {
+        0
+    }
 }
 
 /// In the order in which it goes out: `queue`, then `bytes`.
@@ -43,6 +49,8 @@ pub(crate) struct Outbox {
     congested: bool,
     /// All is written, but the sink has not got rid of it yet.
     in_sink: bool,
+    /// How far the sink had come when it was found blocked.
+    moved: u64,
     blocked_since: Option<Instant>,
 }
 
@@ -71,6 +79,7 @@ impl Outbox {
             bounds,
             congested: false,
             in_sink: false,
+            moved: 0,
             blocked_since: None,
         }
     }
@@ -133,7 +142,7 @@ impl Outbox {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.block();
+                    self.block(sink.moved());
                     return Ok(flushed);
                 }
                 // An error comes again, and what was written before it is to be known.
@@ -156,7 +165,7 @@ impl Outbox {
             Ok(()) => (self.in_sink, self.blocked_since) = (false, None),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.in_sink = true;
-                self.block();
+                self.block(sink.moved());
             }
             Err(error) => return Err(error),
         }
@@ -212,8 +221,10 @@ impl Outbox {
         self.written += written;
     }
 
-    fn block(&mut self) {
-        self.blocked_since.get_or_insert_with(Instant::now);
+    fn block(&mut self, moved: u64) {
+        if self.blocked_since.is_none() || self.moved != moved {
+            (self.blocked_since, self.moved) = (Some(Instant::now()), moved);
+        }
         self.congested &= self.len() > self.bounds.low;
     }
 

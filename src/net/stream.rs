@@ -193,6 +193,11 @@ impl Sink for Stream {
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         copy_file(self, file, offset, len)
     }
+
+    #[cfg(feature = "tls")]
+    fn moved(&self) -> u64 {
+        self.tls.as_ref().map_or(0, |tls| tls.sent())
+    }
 }
 
 /// One piece of a file, by way of this process.

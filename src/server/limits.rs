@@ -85,8 +85,9 @@ impl Limits {
         Limits::default()
     }
 
-    /// The longest frame, in bytes: without its delimiter, with its length prefix. A longer one closes its connection,
-    /// as soon as it is known to be. Raw chunks are cut to it. At least 1; default 256 KiB. Swoole's
+    /// The longest frame, in bytes: without its delimiter, with its length prefix, with all that a
+    /// [`Decoder`](crate::Decoder) takes for it. A longer one closes its connection, as soon as it is known to be. Raw
+    /// chunks are cut to it. At least 1; default 256 KiB. Swoole's
     /// `package_max_length`, there 2 MiB.
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;

@@ -87,12 +87,12 @@ where
     let registered = core.registry.register(entry);
 
     let limits = &settings.limits;
-    // A framing may have a decoder, which is users' too.
-    let input = || Input::new(&settings.framing, limits.max_frame);
-    let (session, input) = match catch(|| ((service.session)(&registered.entry().peer_addr), input())) {
-        Ok(made) => made,
-        Err(message) => {
-            core.log_callback(id, &format!("session, or a decoder, panicked: {}", foreign(&message)));
+    let session = catch(|| (service.session)(&registered.entry().peer_addr));
+    let input = catch(|| Input::new(&settings.framing, limits.max_frame));
+    let (session, input) = match (session, input) {
+        (Ok(session), Ok(input)) => (session, input),
+        (Err(message), _) | (_, Err(message)) => {
+            core.log_callback(id, &format!("its session or decoder could not be made: {}", foreign(&message)));
             return registered.count_closed(&CloseReason::Panicked(message));
         }
     };

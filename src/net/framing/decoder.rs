@@ -116,7 +116,8 @@ pub(super) fn cut(decoder: &mut dyn Decoder, input: &[u8], max_frame: usize) -> 
                 let reason = format!("the decoder has cut {data:?} and {taken} out of {} bytes", input.len());
                 return Err(FrameError::Malformed(Malformed::new(reason)));
             }
-            if data.len() > max_frame { Err(FrameError::TooLong) } else { Ok(Some(Cut { data, taken })) }
+            // All of it counts, as it does while it is unfinished.
+            if taken > max_frame { Err(FrameError::TooLong) } else { Ok(Some(Cut { data, taken })) }
         }
     }
 }

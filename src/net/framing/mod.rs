@@ -92,7 +92,8 @@ impl Framing {
     }
 
     /// Frames as a [`Decoder`] of your own cuts them; `make` is called for each connection, on its worker, so what it
-    /// makes need not be `Send`. Swoole's `package_length_func`.
+    /// makes need not be `Send`. If `make` panics, that connection is closed, without `on_close`. Swoole's
+    /// `package_length_func`.
     pub fn decoder<D: Decoder + 'static>(make: impl Fn() -> D + Send + Sync + 'static) -> Framing {
         Framing(Kind::Decoder(Arc::new(move || Box::new(make()))))
     }

@@ -164,6 +164,26 @@ impl Decoder for SlowLines {
     }
 }
 
+/// `<data>`.
+struct Brackets;
+
+impl Decoder for Brackets {
+    fn decode(&mut self, input: &[u8]) -> Result<Option<Frame>, Malformed> {
+        let end = input.iter().position(|byte| *byte == b'>');
+        Ok(end.filter(|end| *end > 0).map(|end| Frame::new(1..end, end + 1)))
+    }
+}
+
+/// Found by fuzzing: it passed if it came at once.
+#[test]
+fn a_frame_of_a_decoder_is_too_long_with_what_is_around_its_data_however_it_comes() {
+    let framing = Framing::decoder(|| Brackets);
+    for (max_frame, expected) in [(5, Ok(vec![b"abc".to_vec()])), (4, Err(FrameError::TooLong))] {
+        assert_eq!(frames(&framing, max_frame, &[b"<abc>"]), expected);
+        assert_eq!(frames(&framing, max_frame, &[b"<", b"a", b"b", b"c", b">"]), expected);
+    }
+}
+
 fn any_framing() -> impl Strategy<Value = Framing> {
     let length = prop_oneof![
         Just(LengthType::I8),

@@ -13,6 +13,8 @@ struct Trickle {
     writes: usize,
     /// Keeps what it was given, as TLS does, until it is told otherwise.
     keeps: bool,
+    /// How much of that has gone out.
+    moved: u64,
 }
 
 impl Write for Trickle {
@@ -42,6 +44,10 @@ impl Sink for Trickle {
         let mut bytes = vec![0; len.min(1000)];
         let n = file.read_at(&mut bytes, offset)?;
         if n == 0 { Ok(0) } else { self.write(&bytes[..n]) }
+    }
+
+    fn moved(&self) -> u64 {
+        self.moved
     }
 }
 
@@ -126,7 +132,14 @@ fn what_the_sink_keeps_is_waited_for_too() {
     outbox.push(b"abcd").unwrap();
     let mut client = Trickle { room: 10, keeps: true, ..Trickle::default() };
     outbox.flush(&mut client).unwrap();
-    assert!(!outbox.is_empty() && outbox.blocked_since().is_some());
+    let since = outbox.blocked_since();
+    assert!(!outbox.is_empty() && since.is_some());
+    outbox.flush(&mut client).unwrap();
+    assert_eq!(outbox.blocked_since(), since);
+    // The client takes some of it, so it does not take nothing.
+    client.moved += 1;
+    outbox.flush(&mut client).unwrap();
+    assert!(outbox.blocked_since() > since);
     client.keeps = false;
     outbox.flush(&mut client).unwrap();
     assert!(outbox.is_empty() && outbox.blocked_since().is_none());

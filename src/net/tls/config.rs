@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -219,7 +219,8 @@ impl ResolvesServerCert for ByName {
 pub struct Tls(Arc<Current>);
 
 struct Current {
-    config: RwLock<Option<TlsConfig>>,
+    /// Locked while its files are read, so that who changes it last has the last word.
+    config: Mutex<Option<TlsConfig>>,
     rustls: RwLock<Arc<ServerConfig>>,
 }
 
@@ -227,19 +228,19 @@ impl Tls {
     /// Reads the files. An error where one cannot be read, or does not hold what it should.
     pub fn new(config: TlsConfig) -> Result<Tls, TlsError> {
         let rustls = RwLock::new(config.build()?);
-        Ok(Tls(Arc::new(Current { config: RwLock::new(Some(config)), rustls })))
+        Ok(Tls(Arc::new(Current { config: Mutex::new(Some(config)), rustls })))
     }
 
     /// With a configuration of rustls, for what [`TlsConfig`] has no setter for.
     pub fn from_rustls(config: Arc<ServerConfig>) -> Tls {
-        Tls(Arc::new(Current { config: RwLock::new(None), rustls: RwLock::new(config) }))
+        Tls(Arc::new(Current { config: Mutex::new(None), rustls: RwLock::new(config) }))
     }
 
     /// Reads the files again. An error changes nothing, and neither does it do anything
     /// [from rustls](Self::from_rustls).
     pub fn reload(&self) -> Result<(), TlsError> {
-        let config = self.0.config.read().clone();
-        if let Some(config) = config {
+        let config = self.0.config.lock();
+        if let Some(config) = &*config {
             let rustls = config.build()?;
             *self.0.rustls.write() = rustls;
         }
@@ -248,8 +249,9 @@ impl Tls {
 
     /// Takes another configuration instead. An error changes nothing.
     pub fn replace(&self, config: TlsConfig) -> Result<(), TlsError> {
+        let mut current = self.0.config.lock();
         let rustls = config.build()?;
-        *self.0.config.write() = Some(config);
+        *current = Some(config);
         *self.0.rustls.write() = rustls;
         Ok(())
     }
@@ -262,7 +264,7 @@ impl Tls {
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Tls").field(&*self.0.config.read()).finish()
+        f.debug_tuple("Tls").field(&*self.0.config.lock()).finish()
     }
 }
 

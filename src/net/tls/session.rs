@@ -11,6 +11,8 @@ pub(crate) struct Session {
     connection: ServerConnection,
     /// Bytes of the client that are decrypted and wait.
     plaintext: usize,
+    /// Bytes that the socket has taken.
+    sent: u64,
     /// The client will send no more.
     ended: bool,
 }
@@ -30,7 +32,7 @@ const MAX_READS: usize = 16;
 
 impl Session {
     pub(super) fn new(connection: ServerConnection) -> Session {
-        Session { connection, plaintext: 0, ended: false }
+        Session { connection, plaintext: 0, sent: 0, ended: false }
     }
 
     pub(crate) fn info(&self) -> TlsInfo<'_> {
@@ -110,7 +112,7 @@ impl Session {
         while self.connection.wants_write() {
             match self.connection.write_tls(&mut &*socket) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                written => drop(written?),
+                written => self.sent += written? as u64,
             }
         }
         Ok(())
@@ -118,6 +120,10 @@ impl Session {
 
     pub(crate) fn wants_write(&self) -> bool {
         self.connection.wants_write()
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
     }
 
     pub(crate) fn has_plaintext(&self) -> bool {
