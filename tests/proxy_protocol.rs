@@ -279,7 +279,7 @@ fn served(Telling { server, told }: &Telling, hosts: &[u8]) -> Vec<(Client, Resu
 }
 
 fn outcomes(served: &[(Client, Result<(), String>)]) -> Vec<Result<(), &str>> {
-    served.iter().map(|(_, outcome)| outcome.as_ref().map(|()| ()).map_err(String::as_str)).collect()
+    served.iter().map(|(_, outcome)| outcome.as_ref().copied().map_err(String::as_str)).collect()
 }
 
 #[test]
