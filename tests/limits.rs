@@ -608,3 +608,40 @@ fn garbage_is_just_bytes() {
     assert_eq!(server.client().ask("x"), "x");
     server.stop();
 }
+
+#[test]
+fn when_all_connections_keep_too_much_those_that_keep_most_close_and_the_others_serve() {
+    const MAX: usize = 4 * 1024 * 1024;
+    let (report, closed) = events();
+    let server = Server::builder::<(), ()>()
+        .framing(Framing::lines())
+        .max_buffered(MAX)
+        .on_receive(|conn, line| match line {
+            b"ping" => Ok(conn.send("pong\n")?),
+            // Far more than the kernel takes for a client that reads nothing.
+            _ => {
+                while conn.send([b'x'; 100_000]).is_ok() {}
+                Ok(())
+            }
+        })
+        .on_task(|_, ()| Ok(()))
+        .on_close(move |_, reason| Ok(report.send(matches!(reason, CloseReason::Overloaded))?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut modest = server.client();
+    let mut deaf: Vec<Client> = (0..8).map(|_| server.client()).collect();
+    for client in &mut deaf {
+        client.send("more\n");
+    }
+    assert!(closed.next(), "the first that does not fit");
+    assert_eq!(modest.ask("ping"), "pong");
+    eventually("the rest fits", || {
+        let open = server.handle.connections().list();
+        open.iter().map(|connection| connection.outbox_bytes).sum::<usize>() <= MAX
+    });
+    assert!(server.handle.stats().connections > 1, "those that fit stay");
+    assert!(server.handle.stats().closed.overloaded >= 3);
+    drop(deaf);
+    server.stop_within(PATIENCE);
+}

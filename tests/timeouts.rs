@@ -1,5 +1,7 @@
 //! Each time a connection may take: when it is over, when it is not counted, and what is said of it.
 
+#![allow(clippy::unit_arg)]
+
 mod common;
 
 use std::io::{Read, Write};
