@@ -37,7 +37,7 @@ impl ListenSocket {
         let domain = Domain::for_address(addr);
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         options.apply_to_unbound(&socket, domain)?;
-        options.apply_to_stream(&socket, true)?;
+        options.apply_to_listener(&socket, true)?;
         socket.bind(&addr.into())?;
         ListenSocket::listen(socket, options, None)
     }
@@ -52,7 +52,7 @@ impl ListenSocket {
 
     /// One that is open already, and whose own options stay.
     pub(crate) fn open(socket: Socket, options: &SocketOptions) -> io::Result<ListenSocket> {
-        options.apply_to_stream(&socket, !socket.local_addr()?.is_unix())?;
+        options.apply_to_listener(&socket, !socket.local_addr()?.is_unix())?;
         ListenSocket::listen(socket, options, None)
     }
 

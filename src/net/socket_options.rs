@@ -1,6 +1,8 @@
 //! What the kernel is told about a socket.
 
 use std::io;
+#[cfg(feature = "tcp-extras")]
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, TcpKeepalive};
@@ -26,6 +28,8 @@ pub struct SocketOptions {
     nodelay: bool,
     keepalive: Option<Keepalive>,
     user_timeout: Option<Duration>,
+    #[cfg(feature = "tcp-extras")]
+    extras: TcpExtras,
     receive_buffer: Option<usize>,
     send_buffer: Option<usize>,
 }
@@ -35,6 +39,14 @@ struct Keepalive {
     idle: Duration,
     interval: Duration,
     probes: u32,
+}
+
+/// Set on a listener; both `None` by default.
+#[cfg(feature = "tcp-extras")]
+#[derive(Clone, Copy, Debug, Default)]
+struct TcpExtras {
+    defer_accept: Option<Duration>,
+    fast_open: Option<u32>,
 }
 
 impl Default for SocketOptions {
@@ -47,6 +59,8 @@ impl Default for SocketOptions {
             nodelay: true,
             keepalive: Some(Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), probes: 6 }),
             user_timeout: None,
+            #[cfg(feature = "tcp-extras")]
+            extras: TcpExtras::default(),
             receive_buffer: None,
             send_buffer: None,
         }
@@ -114,6 +128,26 @@ impl SocketOptions {
         self
     }
 
+    /// Has the kernel keep a client back until it has sent something, or for about so long, in whole seconds:
+    /// `TCP_DEFER_ACCEPT`. For protocols in which clients speak first. Default: it does not. Linux only; needs the feature
+    /// `tcp-extras`. Swoole's `tcp_defer_accept`.
+    #[cfg(feature = "tcp-extras")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tcp-extras")))]
+    pub fn defer_accept(mut self, time: Duration) -> Self {
+        self.extras.defer_accept = Some(time);
+        self
+    }
+
+    /// Lets clients that were here before send their first bytes with the connection itself, so many of them at once
+    /// before that is proved: `TCP_FASTOPEN`. Linux must allow it to servers too: bit 2 of `net.ipv4.tcp_fastopen`.
+    /// Default: they may not. Linux only; needs the feature `tcp-extras`. Swoole's `tcp_fastopen`.
+    #[cfg(feature = "tcp-extras")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tcp-extras")))]
+    pub fn fast_open(mut self, clients: u32) -> Self {
+        self.extras.fast_open = Some(clients);
+        self
+    }
+
     /// The kernel's buffer for what a client has sent, in bytes; it doubles and bounds the value: `SO_RCVBUF`. Default:
     /// the kernel's, which adapts.
     pub fn receive_buffer(mut self, bytes: usize) -> Self {
@@ -151,6 +185,15 @@ impl SocketOptions {
 
     /// To a listener before it listens: on Linux the sockets of its clients inherit this, which spares a system call for
     /// each. Elsewhere, to each of them.
+    pub(super) fn apply_to_listener(&self, socket: &Socket, is_tcp: bool) -> io::Result<()> {
+        #[cfg(all(feature = "tcp-extras", any(target_os = "linux", target_os = "android")))]
+        if is_tcp {
+            self.extras.apply(socket)?;
+        }
+        self.apply_to_stream(socket, is_tcp)
+    }
+
+    /// What holds for a client's socket.
     pub(super) fn apply_to_stream(&self, socket: &Socket, is_tcp: bool) -> io::Result<()> {
         if !is_tcp {
             return Ok(());
@@ -187,5 +230,45 @@ impl SocketOptions {
             }
             _ => None,
         }
+    }
+}
+
+#[cfg(all(feature = "tcp-extras", any(target_os = "linux", target_os = "android")))]
+impl TcpExtras {
+    fn apply(self, socket: &Socket) -> io::Result<()> {
+        use uapi::c::{IPPROTO_TCP, TCP_DEFER_ACCEPT, TCP_FASTOPEN, c_int};
+
+        let set = |option, value: u64| {
+            let value = c_int::try_from(value).unwrap_or(c_int::MAX);
+            uapi::setsockopt(socket.as_raw_fd(), IPPROTO_TCP, option, &value).map_err(io::Error::from)
+        };
+        if let Some(time) = self.defer_accept {
+            set(TCP_DEFER_ACCEPT, time.as_secs().max(1))?;
+        }
+        match self.fast_open {
+            Some(clients) => set(TCP_FASTOPEN, clients.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "tcp-extras", target_os = "linux"))]
+mod tests {
+    use super::*;
+    use socket2::{Protocol, Type};
+
+    #[test]
+    fn the_extras_reach_the_socket() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        let options = SocketOptions::new().defer_accept(Duration::from_secs(3)).fast_open(17);
+        options.apply_to_listener(&socket, true).unwrap();
+        let get = |option| {
+            let mut value = uapi::c::c_int::default();
+            uapi::getsockopt(socket.as_raw_fd(), uapi::c::IPPROTO_TCP, option, &mut value).unwrap();
+            value
+        };
+        // The kernel counts in retransmissions, and rounds up.
+        assert!((3..=7).contains(&get(uapi::c::TCP_DEFER_ACCEPT)));
+        assert_eq!(get(uapi::c::TCP_FASTOPEN), 17);
     }
 }
