@@ -170,6 +170,7 @@ fn a_file_that_has_become_shorter_is_an_error() {
     let mut outbox = outbox(100);
     outbox.push_piece(Piece::File(FilePart::new(file_of(b"short"), 0, 100))).unwrap();
     let mut client = Trickle { room: 1000, ..Trickle::default() };
+    assert_eq!(outbox.flush(&mut client).unwrap(), 5);
     assert_eq!(outbox.flush(&mut client).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
 }
 
