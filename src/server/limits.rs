@@ -96,7 +96,7 @@ impl Limits {
 
     /// How many bytes may wait for one client to take them, sent from its own callbacks and again as many
     /// sent from elsewhere; beyond it `send` refuses. At least 1; default 1 MiB. Swoole's `socket_buffer_size`. Files do
-    /// not count; 16 of them may wait.
+    /// not count; 16 of them may wait, and again as many sent from elsewhere.
     pub fn max_outbox(mut self, bytes: usize) -> Self {
         self.max_outbox = bytes;
         self
