@@ -218,28 +218,31 @@ fn a_client_that_says_nothing_is_closed_by_the_silence_timeout_though_it_is_sent
 
 #[test]
 fn while_the_server_is_at_work_a_connection_is_neither_idle_nor_silent_and_its_time_begins_anew_after() {
-    for (limits, timeout) in
-        [(patient().idle_timeout(TIME), "TimedOut(Idle)"), (patient().silence_timeout(TIME), "TimedOut(Silence)")]
-    {
-        for line in ["task\n", "wait\n", "pause\n"] {
-            let Obedient { server, gate, closed } = obedient(limits.clone());
-            let mut client = server.client();
-            client.send(line);
-            eventually("the line is heard", || server.handle.stats().traffic.bytes_received > 0);
-            // Between two of the moments at which a careless clock would look.
-            thread::sleep(TIME * 5 / 2);
-            assert_eq!(closed.all_so_far(), Vec::<String>::new(), "after {line:?}");
-            gate.open();
-            for connection in server.handle.connections() {
-                server.handle.resume(connection.id);
-            }
-            let (after, reason) = closes(&closed);
-            assert_eq!(reason, timeout, "after {line:?}");
-            assert!(after >= TIME, "{timeout} came {after:?} after the end of {line:?}");
-            drop(client);
-            server.stop();
+    let excuses = |limits: Limits, timeout: &str, line: &str| {
+        let Obedient { server, gate, closed } = obedient(limits);
+        let mut client = server.client();
+        client.send(line);
+        eventually("the line is heard", || server.handle.stats().traffic.bytes_received > 0);
+        // Between two of the moments at which a careless clock would look.
+        thread::sleep(TIME * 5 / 2);
+        assert_eq!(closed.all_so_far(), Vec::<String>::new(), "after {line:?}");
+        let begun = Instant::now();
+        gate.open();
+        for connection in server.handle.connections() {
+            server.handle.resume(connection.id);
         }
-    }
+        assert_eq!(closed.next(), timeout, "after {line:?}");
+        let after = begun.elapsed();
+        assert!(after >= TIME, "{timeout} came {after:?} after the end of {line:?}");
+        drop(client);
+        server.stop();
+    };
+    thread::scope(|scope| {
+        for line in ["task\n", "wait\n", "pause\n"] {
+            scope.spawn(|| excuses(patient().idle_timeout(TIME), "TimedOut(Idle)", line));
+            scope.spawn(|| excuses(patient().silence_timeout(TIME), "TimedOut(Silence)", line));
+        }
+    });
 }
 
 #[test]
@@ -346,21 +349,22 @@ fn a_connection_becomes_no_older_by_being_busy() {
 
 #[test]
 fn who_is_protected_is_neither_idle_nor_silent_and_nothing_else() {
-    let limits = patient().idle_timeout(TIME).silence_timeout(TIME);
-    for (limits, lines, timeout) in [
-        (limits.clone().frame_timeout(TIME), "hal", "TimedOut(Frame)"),
-        (limits.clone().write_timeout(TIME), "much\n", "TimedOut(Write)"),
-        (limits.max_lifetime(TIME * 4), "", "TimedOut(Lifetime)"),
-    ] {
-        let Obedient { server, closed, .. } = obedient(limits);
+    let protected = |limits: Limits, line: &str, timeout: &str| {
+        let Obedient { server, closed, .. } = obedient(limits.idle_timeout(TIME).silence_timeout(TIME));
         let mut client = server.client();
         client.send("protect\n");
         thread::sleep(TIME * 3);
         assert_eq!(closed.all_so_far(), Vec::<String>::new());
-        client.send(lines);
+        client.send(line);
         assert_eq!(closed.next(), timeout);
+        drop(client);
         server.stop();
-    }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| protected(patient().frame_timeout(TIME), "hal", "TimedOut(Frame)"));
+        scope.spawn(|| protected(patient().write_timeout(TIME), "much\n", "TimedOut(Write)"));
+        scope.spawn(|| protected(patient().max_lifetime(TIME * 4), "", "TimedOut(Lifetime)"));
+    });
 }
 
 #[test]
