@@ -110,10 +110,14 @@ impl TlsClient {
         TlsClient::over(TcpStream::connect(addr)?, config, name)
     }
 
-    fn over(mut socket: TcpStream, config: impl Into<Arc<ClientConfig>>, name: &str) -> io::Result<TlsClient> {
+    fn over(socket: TcpStream, config: impl Into<Arc<ClientConfig>>, name: &str) -> io::Result<TlsClient> {
+        TlsClient::shake_hands(socket, client_connection(config, name))
+    }
+
+    fn shake_hands(mut socket: TcpStream, mut connection: ClientConnection) -> io::Result<TlsClient> {
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        let mut connection = client_connection(config, name);
+        socket.set_nodelay(true)?;
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
         }
@@ -588,11 +592,12 @@ fn a_proxy_says_whose_client_it_is_before_the_handshake() {
         .unwrap();
     let server = run(server);
     let mut socket = TcpStream::connect(server.addr()).unwrap();
+    let mut connection = client_connection(authority.client(), HOST);
     // In one packet with the client's own.
-    let hello = first_flight(authority.client());
-    assert!(hello.len() < 1400);
-    socket.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n").unwrap();
-    let mut client = TlsClient::over(socket, authority.client(), HOST).unwrap();
+    let mut bytes = b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n".to_vec();
+    connection.write_tls(&mut bytes).unwrap();
+    socket.write_all(&bytes).unwrap();
+    let mut client = TlsClient::shake_hands(socket, connection).unwrap();
     assert_eq!(client.ask("who"), "192.0.2.1:1000");
     drop(client);
     server.stop();
@@ -828,9 +833,14 @@ fn a_client_that_ends_its_half_gets_all_it_is_owed_and_is_told_that_this_is_all(
     let (authority, tls) = authority_and_tls();
     let served = serve(&tls);
     for version in [&TLS13, &TLS12] {
-        for ends_tcp_too in [false, true] {
+        for (at_once, ends_tcp_too) in [(false, false), (true, false), (true, true)] {
             let mut client = served.client(authority.client_of(&[version], None));
-            client.send("task 1\ntask 2\nunfinished");
+            if at_once {
+                client.tls().writer().write_all(b"task 1\ntask 2\nunfinished").unwrap();
+            } else {
+                client.send("task 1\ntask 2\nunfinished");
+                eventually("it is read", || served.info().bytes_received == 24);
+            }
             client.end_sending();
             if ends_tcp_too {
                 client.tcp().shutdown(Shutdown::Write).unwrap();

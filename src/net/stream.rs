@@ -120,12 +120,12 @@ impl Stream {
         false
     }
 
-    /// Something was read from the socket already and waits here, so `poll` does not know of it.
+    /// Something was read from the socket already and waits here, be it the end, so `poll` does not know of it.
     #[inline]
     pub(crate) fn has_buffered(&self) -> bool {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
-            return tls.has_plaintext();
+            return tls.has_input();
         }
         false
     }

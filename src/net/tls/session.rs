@@ -126,8 +126,9 @@ impl Session {
         self.sent
     }
 
-    pub(crate) fn has_plaintext(&self) -> bool {
-        self.plaintext > 0
+    /// A read has something to give without the socket: bytes, or their end.
+    pub(crate) fn has_input(&self) -> bool {
+        self.plaintext > 0 || self.ended
     }
 
     /// Tells the client that nothing more will come, if it takes that.
