@@ -49,7 +49,7 @@ impl Acceptor {
     pub(super) fn run(&mut self) {
         while self.serving() {
             let taken = self.core.registry.taken();
-            let Some(place) = self.core.registry.take_place() else {
+            let Some(mut place) = self.core.registry.take_place() else {
                 // The backlog of the kernel is the queue now.
                 self.wait_for_place(taken, None);
                 continue;
@@ -57,7 +57,7 @@ impl Acceptor {
             match self.accept() {
                 Ok(stream) => {
                     self.backoff = FIRST_BACKOFF;
-                    self.core.registry.count_accepted();
+                    place.occupy();
                     self.admit(stream, place);
                 }
                 Err(AcceptError::Empty) => {

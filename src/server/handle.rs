@@ -192,7 +192,7 @@ impl ServerHandle {
         let registry = &self.core.registry;
         Stats {
             started_at: self.core.started_at,
-            connections: registry.taken(),
+            connections: registry.connections(),
             accepted_connections: registry.accepted(),
             refused: registry.refused(),
             closed: registry.closed(),
@@ -247,8 +247,9 @@ impl ServerHandle {
     }
 
     /// Sends `bytes` to a connection; they are taken all or not at all. Never blocks. What one thread sends
-    /// arrives in that order. An error where the connection is closed, where `max_outbox` bytes sent this way already
-    /// wait, and where these are more than that.
+    /// this way arrives in that order; what a callback sends to its own connection by
+    /// [`Connection::send`](crate::Connection::send) may come first. An error where the connection is closed, where
+    /// `max_outbox` bytes sent this way already wait, and where these are more than that.
     pub fn send(&self, connection: ConnectionId, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
         self.entry(connection).ok_or(SendError::Closed)?.send(bytes.as_ref())
     }

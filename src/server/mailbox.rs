@@ -105,6 +105,7 @@ impl Mailbox {
                 let written = mail.write_parked(bytes, tally);
                 piece.skip(written);
                 if piece.memory() == 0 {
+                    // Nothing is left of it, or there never was; it would take no room, and so without end.
                     return Ok(());
                 }
             }

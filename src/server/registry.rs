@@ -20,8 +20,10 @@ use crate::stats::{ClosedStats, RefusedStats, Traffic};
 pub(super) struct Registry {
     entries: Mutex<Entries>,
     max_connections: usize,
-    /// Places taken: connections from their acceptance until their socket is closed.
+    /// Places taken: connections until their socket is closed, and those that acceptors keep for the next.
     taken: AtomicUsize,
+    /// Of these, the connections.
+    connections: AtomicUsize,
     accepted: AtomicU64,
     refused: Mutex<RefusedStats>,
     /// Threads that have to end before the server has: those of workers, idle ones included, and of packet sockets.
@@ -59,6 +61,7 @@ impl Registry {
             entries: Mutex::default(),
             max_connections,
             taken: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             refused: Mutex::default(),
             threads: AtomicUsize::new(0),
@@ -72,12 +75,13 @@ impl Registry {
         self.taken.load(Ordering::Acquire)
     }
 
-    pub(super) fn accepted(&self) -> u64 {
-        self.accepted.load(Ordering::Relaxed)
+    /// Connections that are open or closing.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Acquire)
     }
 
-    pub(super) fn count_accepted(&self) {
-        self.accepted.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     pub(super) fn refused(&self) -> RefusedStats {
@@ -104,7 +108,7 @@ impl Registry {
     pub(super) fn take_place(self: &Arc<Self>) -> Option<Place> {
         let one_more = |taken: usize| (taken < self.max_connections).then_some(taken + 1);
         self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
-        Some(Place(Arc::clone(self)))
+        Some(Place { registry: Arc::clone(self), is_occupied: false })
     }
 
     /// Makes it possible to wake a connection that is not open yet; until this is dropped.
@@ -219,12 +223,27 @@ impl Entry {
 
 /// One of the `max_connections`. Dropped after the connection's descriptors are closed, it lets the acceptors go on that
 /// wait for one.
-pub(super) struct Place(Arc<Registry>);
+pub(super) struct Place {
+    registry: Arc<Registry>,
+    is_occupied: bool,
+}
+
+impl Place {
+    /// A connection was accepted, and has it.
+    pub(super) fn occupy(&mut self) {
+        self.is_occupied = true;
+        self.registry.connections.fetch_add(1, Ordering::AcqRel);
+        self.registry.accepted.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::AcqRel);
-        for acceptor in &self.0.acceptors {
+        if self.is_occupied {
+            self.registry.connections.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.registry.taken.fetch_sub(1, Ordering::AcqRel);
+        for acceptor in &self.registry.acceptors {
             acceptor.wake();
         }
     }
