@@ -249,7 +249,8 @@ fn a_header_that_never_comes_is_waited_for_as_long_as_the_handshake_timeout_says
 
 #[test]
 fn a_shutdown_does_not_wait_for_a_header() {
-    let Telling { server, told } = on_loopback();
+    let limits = Limits::new().handshake_timeout(Duration::MAX);
+    let Telling { server, told } = telling(Listener::tcp("127.0.0.1:0"), limits);
     let mut client = server.client();
     client.send("PROXY");
     eventually("it is accepted", || server.handle.stats().accepted_connections == 1);

@@ -201,7 +201,7 @@ impl SocketOptions {
         socket.set_tcp_nodelay(self.nodelay)?;
         if let Some(Keepalive { idle, interval, probes }) = self.keepalive {
             let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(probes);
-            let _ = keepalive;
+            socket.set_tcp_keepalive(&keepalive)?;
         }
         #[cfg(any(target_os = "linux", target_os = "android"))]
         if self.user_timeout.is_some() {
