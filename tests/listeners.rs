@@ -434,8 +434,12 @@ fn accepted(client: &TcpStream) -> Socket {
     let descriptors = fs::read_dir("/proc/self/fd").unwrap();
     let numbers = descriptors.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap());
     let sockets = numbers.filter_map(|number| pidfd_getfd(&this, number, PidfdGetfdFlags::empty()).ok());
-    let address = client.local_addr().unwrap();
-    let is_it = |socket: &Socket| socket.peer_addr().is_ok_and(|peer| peer.as_socket() == Some(address));
+    // Both, since clients of different servers may have the same port.
+    let ends = (client.local_addr().ok(), client.peer_addr().ok());
+    let is_it = |socket: &Socket| {
+        let end = |address: std::io::Result<SockAddr>| address.ok().and_then(|address| address.as_socket());
+        (end(socket.peer_addr()), end(socket.local_addr())) == ends
+    };
     sockets.map(Socket::from).find(is_it).expect("the socket that was accepted")
 }
 
