@@ -51,7 +51,10 @@ fn obedient(limits: Limits) -> Obedient {
             }
             Ok(())
         })
-        .on_task(move |_, ()| Ok(task_gate.pass()))
+        .on_task(move |_, ()| {
+            task_gate.pass();
+            Ok(())
+        })
         .on_close(move |_, reason| Ok(report.send(format!("{reason:?}"))?))
         .bind("127.0.0.1:0")
         .unwrap();
@@ -298,8 +301,8 @@ fn a_client_that_never_begins_is_closed_by_the_handshake_timeout() {
         .build()
         .unwrap();
     let server = run(server);
-    let mut client = server.client();
     let begun = Instant::now();
+    let mut client = server.client();
     let mut reasons = Vec::new();
     // However busily it does not.
     for byte in b"PROXY TCP4 ".iter().cycle() {
@@ -416,7 +419,8 @@ fn the_last_words_of_a_timer_reach_a_client_that_sends_meanwhile() {
         .on_connect(move |conn| {
             conn.after(TIME / 8, |conn| {
                 conn.send(vec![b'x'; WORDS])?;
-                Ok(conn.close())
+                conn.close();
+                Ok(())
             });
             Ok(())
         })

@@ -269,16 +269,7 @@ impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
         for _ in 0..BATCH {
             let (len, from) = match self.socket.datagrams.receive(&mut self.buffer) {
                 Ok(received) => received,
-                Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock || {
-                        log::debug!("packet socket: {error}");
-                        true
-                    } =>
-                {
-                    loop {
-                        std::thread::park()
-                    }
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 // What an earlier datagram met on its way, mostly: nobody there.
                 Err(error) => {
                     log::debug!("packet socket: {error}");
