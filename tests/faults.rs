@@ -4,6 +4,8 @@ mod common;
 
 use std::collections::HashSet;
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -535,4 +537,38 @@ fn more_clients_than_a_default_backlog_holds_connect_before_the_first_is_accepte
     eventually("all are accepted", || server.handle.stats().accepted_connections == clients.len() as u64);
     drop(clients);
     server.stop();
+}
+
+#[test]
+fn a_client_that_is_gone_raises_no_signal_that_could_end_the_program() {
+    let Some(child) = in_child!() else {
+        let raised = Arc::new(AtomicBool::new(false));
+        // In place of ignoring it, which Rust's own programs do, and others that embed this need not.
+        signal_hook::flag::register(signal_hook::consts::SIGPIPE, Arc::clone(&raised)).unwrap();
+        let gate = Gate::default();
+        let (reset_gate, (report, sent)) = (gate.clone(), events());
+        let server = Server::builder::<(), ()>()
+            .on_receive(move |conn, _| {
+                reset_gate.pass();
+                // More than is gathered, so it is written now.
+                report.send(conn.send([b'x'; 100_000]))?;
+                Ok(())
+            })
+            .on_task(|_, ()| Ok(()))
+            .bind("127.0.0.1:0")
+            .unwrap();
+        let server = run(server);
+        let mut client = server.client();
+        client.send("x");
+        eventually("it is read", || server.handle.stats().traffic.frames_received == 1);
+        // A reset after an end is what the kernel answers with this signal.
+        client.end_sending();
+        client.reset();
+        gate.open();
+        assert!(sent.next().is_err());
+        assert!(!raised.load(Ordering::SeqCst));
+        server.stop();
+        return;
+    };
+    succeeds(child);
 }

@@ -8,6 +8,7 @@ mod networks;
 mod outbox;
 mod packet_socket;
 mod proxy_header;
+mod quiet;
 mod socket_options;
 mod stream;
 #[cfg(feature = "tls")]

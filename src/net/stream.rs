@@ -12,6 +12,7 @@ use socket2::Socket;
 
 use super::address::Address;
 use super::outbox::Sink;
+use super::quiet::Quiet;
 #[cfg(feature = "tls")]
 use super::tls::{Handshake, Session, TlsInfo};
 
@@ -137,7 +138,7 @@ pub(crate) struct Parked(Arc<Socket>);
 impl Parked {
     /// As many bytes as the client takes now. What is wrong with the socket its worker will find out.
     pub(crate) fn write(&self, bytes: &[u8]) -> usize {
-        (&*self.0).write(bytes).unwrap_or(0)
+        Quiet(&self.0).write(bytes).unwrap_or(0)
     }
 }
 
@@ -148,7 +149,7 @@ impl Read for Stream {
         if let Some(tls) = &mut self.tls {
             return tls.read(&self.socket, buffer);
         }
-        (&*self.socket).read(buffer)
+        Quiet(&self.socket).read(buffer)
     }
 }
 
@@ -159,7 +160,7 @@ impl Write for Stream {
         if let Some(tls) = &mut self.tls {
             return tls.write(&self.socket, bytes);
         }
-        (&*self.socket).write(bytes)
+        Quiet(&self.socket).write(bytes)
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -168,7 +169,7 @@ impl Write for Stream {
             let first = slices.iter().find(|slice| !slice.is_empty());
             return first.map_or(Ok(0), |slice| self.write(slice));
         }
-        (&*self.socket).write_vectored(slices)
+        Quiet(&self.socket).write_vectored(slices)
     }
 
     /// What was written but is still here; only TLS keeps any.

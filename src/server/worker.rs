@@ -83,6 +83,10 @@ where
         Mailbox::new(Arc::clone(sleeper.waker()), settings.limits.bounds().limit),
         Tally::new(now),
     );
+    if opened.is_err() {
+        // Nobody knows who that is, and nothing is for them.
+        entry.mailbox.seal();
+    }
     log::debug!("connection {id}: open, from {}", entry.peer_addr);
     let registered = core.registry.register(entry);
 
@@ -122,6 +126,7 @@ where
         clocks: Clocks::new(limits, now),
         told_congested: false,
         buffered: core.registry.buffered.of_one(),
+        is_open: opened.is_ok(),
     };
     let reason = match opened {
         Ok(()) => catch(|| worker.work()).unwrap_or_else(CloseReason::Panicked),
@@ -155,6 +160,8 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     /// What the watermark callbacks were last told.
     told_congested: bool,
     buffered: Buffered,
+    /// The client has come as far as its first frame.
+    is_open: bool,
 }
 
 impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {

@@ -6,6 +6,7 @@ use rustls::{Error, InvalidMessage, ServerConnection};
 use socket2::Socket;
 
 use super::info::TlsInfo;
+use crate::net::quiet::Quiet;
 
 pub(crate) struct Session {
     connection: ServerConnection,
@@ -62,7 +63,7 @@ impl Session {
     /// Takes in what the client has sent next. Interruptions and the rest are the socket's errors; what is wrong with the
     /// bytes is `InvalidData`.
     fn receive(&mut self, socket: &Socket) -> io::Result<()> {
-        if self.connection.read_tls(&mut &*socket)? == 0 {
+        if self.connection.read_tls(&mut Quiet(socket))? == 0 {
             self.ended = true;
         }
         match self.connection.process_new_packets() {
@@ -110,7 +111,7 @@ impl Session {
 
     pub(crate) fn flush(&mut self, socket: &Socket) -> io::Result<()> {
         while self.connection.wants_write() {
-            match self.connection.write_tls(&mut &*socket) {
+            match self.connection.write_tls(&mut Quiet(socket)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 written => self.sent += written? as u64,
             }

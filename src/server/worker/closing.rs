@@ -23,7 +23,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         // Fenced, since the text of an error is users' code too.
         let _ = catch(|| self.log_reason(&reason));
         let mut mail = self.mailbox().seal();
-        let flushed = reason.is_orderly() && self.flush_out() && self.flush_mail(&mut mail);
+        let flushed = self.is_open && reason.is_orderly() && self.flush_out() && self.flush_mail(&mut mail);
         mail.into_iter().for_each(drop_fenced);
         let reason = match self.mailbox().end() {
             true => {
