@@ -76,7 +76,8 @@ pub trait Observer: Send + Sync {
         let _ = (worker_index, message);
     }
 
-    /// A client has connected, and its worker begins.
+    /// A client has connected, and its worker begins; told too of one whose TLS handshake or proxy's header has failed,
+    /// which is closed at once.
     fn connection_opened(&self, connection: &ConnectionInfo) {
         let _ = connection;
     }

@@ -31,6 +31,11 @@ fn discard(payload: Box<dyn Any + Send>) {
     }
 }
 
+/// Drops what is users', and may panic.
+pub(crate) fn drop_fenced<X>(x: X) {
+    let _ = catch(|| drop(x));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

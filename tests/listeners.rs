@@ -19,7 +19,7 @@ use backroom::{
     Address, BindError, CloseReason, Framing, LengthPrefix, LengthType, Limits, Listener, ProxyProtocol, Server,
     ServerBuilder, SocketOptions, stage,
 };
-use common::{Client, PATIENCE, TempDir, events, eventually, has_ipv6, run, succeeds};
+use common::{Client, Gate, PATIENCE, TempDir, events, eventually, has_ipv6, run, succeeds};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -608,4 +608,37 @@ fn what_cannot_work_of_a_listener_is_an_error_that_names_it() {
         problem(loopback().proxy_protocol(ProxyProtocol::from(["10.0.0.0/33"]))),
         "proxy_protocol: \"10.0.0.0/33\" is neither an address nor a network"
     );
+}
+
+#[test]
+fn what_a_client_of_a_unix_socket_has_sent_is_served_though_it_is_gone() {
+    const LINES: u64 = 50;
+    let directory = TempDir::new(test_name!());
+    let path = directory.join("socket");
+    let gate = Gate::default();
+    let (task_gate, (report, closed)) = (gate.clone(), events());
+    let server = Server::builder()
+        .framing(Framing::lines())
+        .max_tasks_in_flight(2)
+        .on_receive(|conn, _| {
+            conn.task(())?;
+            Ok(())
+        })
+        .on_task(move |_, ()| {
+            task_gate.pass();
+            Ok(())
+        })
+        .on_close(move |_, reason| Ok(report.send(format!("{reason:?}"))?))
+        .listen(Listener::unix(&path))
+        .build();
+    let server = run(server.unwrap());
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all("x\n".repeat(LINES as usize).as_bytes()).unwrap();
+    drop(client);
+    // Its worker does not read now, and knows that the client is gone.
+    eventually("two are in flight", || server.handle.stats().tasks.accepted == 2);
+    gate.open();
+    assert_eq!(closed.next(), "Client");
+    let report = server.stop();
+    assert_eq!((report.tasks.delivered, report.tasks.orphaned), (LINES, 0));
 }

@@ -501,11 +501,13 @@ fn a_client_that_speaks_tls_to_a_plain_listener_is_told_apart_and_logged_once_in
     let Some(child) = in_child!() else {
         let logged = log_from(log::LevelFilter::Info);
         let (report, closed) = events();
-        let length_prefix = Framing::length_prefix(LengthPrefix::new(LengthType::U16Be));
+        let prefixed = |length| Framing::length_prefix(LengthPrefix::new(length));
+        let hasty = Limits::new().frame_timeout(Duration::from_millis(100));
         let server = Server::builder::<(), ()>()
             .listen(Listener::tcp("127.0.0.1:0").framing(Framing::lines()))
-            .listen(Listener::tcp("127.0.0.1:0").framing(length_prefix))
-            .listen(Listener::tcp("127.0.0.1:0").framing(Framing::fixed(8)))
+            // A frame that is too long, and one that is never whole.
+            .listen(Listener::tcp("127.0.0.1:0").framing(prefixed(LengthType::U32Be)))
+            .listen(Listener::tcp("127.0.0.1:0").framing(prefixed(LengthType::U16Be)).limits(hasty))
             .listen(Listener::tcp("127.0.0.1:0").framing(Framing::raw()))
             .on_receive(|conn, data| Ok(conn.send(data)?))
             .on_task(|_, ()| Ok(()))

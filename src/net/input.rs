@@ -102,6 +102,11 @@ impl Input {
         self.buffer.len()
     }
 
+    /// The first frame, which is not whole, looks like TLS.
+    pub(crate) fn may_be_tls(&self) -> bool {
+        self.framer.may_be_tls(&self.buffer[self.start..self.end])
+    }
+
     /// Gives the buffer back if nothing is in it.
     pub(crate) fn release(&mut self) {
         if self.start == self.end {

@@ -44,6 +44,8 @@ pub(crate) struct Outbox {
     written: usize,
     /// How many bytes wait in `queue`; those of files take no memory and do not count.
     queued: usize,
+    /// Of these, those that others have too, which take no memory of this connection's.
+    shared: usize,
     files: usize,
     bounds: Bounds,
     congested: bool,
@@ -75,6 +77,7 @@ impl Outbox {
             bytes: Vec::new(),
             written: 0,
             queued: 0,
+            shared: 0,
             files: 0,
             bounds,
             congested: false,
@@ -121,6 +124,7 @@ impl Outbox {
             self.queue.push_back(Piece::Own(bytes, range));
         }
         self.queued += len;
+        self.shared += if piece.is_shared() { len } else { 0 };
         self.files += usize::from(is_file);
         self.queue.push_back(piece);
         self.congested |= self.len() > self.bounds.high;
@@ -214,6 +218,7 @@ impl Outbox {
             piece.skip(n);
             written -= n;
             self.queued -= n;
+            self.shared -= if piece.is_shared() { n } else { 0 };
             if piece.memory() == 0 {
                 self.queue.pop_front();
             }
@@ -236,6 +241,12 @@ impl Outbox {
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.queued + self.bytes.len() - self.written
+    }
+
+    /// How many of these only this connection keeps.
+    #[inline]
+    pub(crate) fn own_len(&self) -> usize {
+        self.len() - self.shared
     }
 
     /// Nothing waits, in the sink neither.

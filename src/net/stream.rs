@@ -55,11 +55,11 @@ impl Stream {
         Ok(n)
     }
 
-    /// The error that made `poll` report one.
-    pub(crate) fn take_error(&self) -> io::Error {
+    /// The error that made `poll` report one; `None` if it was only that the client is gone.
+    pub(crate) fn take_error(&self) -> Option<io::Error> {
         match self.socket.take_error() {
-            Ok(Some(error)) | Err(error) => error,
-            Ok(None) => io::ErrorKind::ConnectionReset.into(),
+            Ok(error) => error,
+            Err(error) => Some(error),
         }
     }
 

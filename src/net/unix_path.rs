@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
@@ -48,7 +48,7 @@ impl UnixPath {
         let bound = UnixPath { path: path.clone(), file: (metadata.dev(), metadata.ino()) };
         let (user, group) = options.owner;
         if user.is_some() || group.is_some() {
-            chown(path, user, group)?;
+            lchown(path, user, group)?;
         }
         fs::set_permissions(path, fs::Permissions::from_mode(options.mode))?;
         Ok((bound, lock))

@@ -48,10 +48,9 @@ impl Acceptor {
     /// Accepts until the server shuts down; nothing else ends it.
     pub(super) fn run(&mut self) {
         while self.serving() {
-            let taken = self.core.registry.taken();
             let Some(mut place) = self.core.registry.take_place() else {
                 // The backlog of the kernel is the queue now.
-                self.wait_for_place(taken, None);
+                self.wait_for_place();
                 continue;
             };
             match self.accept() {
@@ -68,7 +67,7 @@ impl Acceptor {
                 Err(AcceptError::Exhausted(error)) => {
                     drop(place);
                     self.warn("cannot accept for now", &error);
-                    self.wait_for_place(self.core.registry.taken(), Some(self.backoff));
+                    self.back_off(self.backoff);
                     self.backoff = (self.backoff * 2).min(LAST_BACKOFF);
                 }
             }
@@ -123,20 +122,35 @@ impl Acceptor {
     fn wait_for_client(&mut self) {
         if let Err(error) = self.sleeper.sleep(Some(self.listener.socket.as_fd()), true, false, None) {
             self.warn("cannot wait for clients", &error);
-            self.wait_for_place(self.core.registry.taken(), Some(LAST_BACKOFF));
+            self.back_off(LAST_BACKOFF);
         }
     }
 
-    /// Waits until fewer places are taken than there were, at most for `time`.
-    fn wait_for_place(&self, taken: usize, time: Option<Duration>) {
-        self.sleeper.mark_asleep();
-        if !self.serving() || self.core.registry.taken() < taken {
-            return self.sleeper.mark_awake();
-        }
-        if let Err(error) = self.sleeper.sleep(None, false, false, time) {
-            self.warn("cannot wait for a connection to close", &error);
-            // Without `poll` there is nothing to wait on, and trying again at once would spin.
-            thread::sleep(LAST_BACKOFF);
+    /// Blocks until a place is free.
+    fn wait_for_place(&self) {
+        self.sleep_until(|| self.core.registry.has_place(), None);
+    }
+
+    /// Blocks for a time, or until a connection has closed. A place that another acceptor gives back unused is no reason
+    /// to try again: the two would wake each other without end.
+    fn back_off(&self, time: Duration) {
+        let connections = self.core.registry.connections();
+        self.sleep_until(|| self.core.registry.connections() < connections, Instant::now().checked_add(time));
+    }
+
+    /// Blocks until `done`, the deadline or a shutdown. Whoever makes it done wakes those that are marked asleep.
+    fn sleep_until(&self, done: impl Fn() -> bool, deadline: Option<Instant>) {
+        loop {
+            self.sleeper.mark_asleep();
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if done() || !self.serving() || left.is_some_and(|left| left.is_zero()) {
+                return self.sleeper.mark_awake();
+            }
+            if let Err(error) = self.sleeper.sleep(None, false, false, left) {
+                self.warn("cannot wait for a connection to close", &error);
+                // Without `poll` there is nothing to wait on, and trying again at once would spin.
+                thread::sleep(LAST_BACKOFF);
+            }
         }
     }
 

@@ -46,7 +46,13 @@ impl Buffered {
         } else {
             self.by_all.bytes.fetch_sub(before - bytes, Ordering::Relaxed) - (before - bytes)
         };
-        bytes == 0 || all <= self.by_all.max
+        if bytes == 0 || all <= self.by_all.max {
+            return true;
+        }
+        // It goes, and what it kept with it; nobody else must go for that.
+        self.by_all.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.counted = 0;
+        false
     }
 }
 

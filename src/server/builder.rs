@@ -1,5 +1,6 @@
 //! How a server is put together.
 
+use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
@@ -109,7 +110,8 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
 /// The states. They come before the callbacks.
 impl<T, R, S, W> ServerBuilder<T, R, S, W> {
     /// Makes the state of a connection, given the address of its client, on the worker that will own it; so `S`
-    /// need not be `Send`. If it panics, that connection is closed, without `on_close`.
+    /// need not be `Send`. If it panics, that connection is closed, without `on_close`. It runs for a client too whose
+    /// TLS handshake or proxy's header has failed, since `on_close` is told of that.
     pub fn session<S2>(self, make: impl Fn(&Address) -> S2 + Send + Sync + 'static) -> ServerBuilder<T, R, S2, W> {
         ServerBuilder::with_states(self.config, self.places, self.hooks, Box::new(make), self.task_worker)
     }
@@ -182,8 +184,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// Receives datagrams there, for [`on_packet`](Self::on_packet); on a thread of its own. Of the
-    /// [`socket_options`](Self::socket_options), those of TCP are ignored. An address that cannot be bound is an error
-    /// of `build`.
+    /// [`socket_options`](Self::socket_options), those of TCP are ignored. A name is resolved here, which may
+    /// block; an address that cannot be resolved or bound is an error of `build`.
     pub fn listen_udp(mut self, address: impl ToSocketAddrs + fmt::Debug) -> Self {
         self.places.udp.push(UdpAt::Addresses(TcpAddresses::of(address)));
         self
@@ -360,8 +362,16 @@ where
             open.push((listener, Sleeper::new().map_err(BindError::Waker)?));
         }
         let (sockets, idle_sockets) = PacketSockets::new(open_udp(udp, &self.config)?).map_err(BindError::Waker)?;
-        let core =
-            start_core(&self.config, &open, sockets, Lifecycle::new(before_shutdown.is_some()), observer.clone())?;
+        let addresses = addresses(&open, &sockets, max_connections)?;
+        let wakers = open.iter().map(|(_, sleeper)| Arc::clone(sleeper.waker())).collect();
+        let core = Arc::new(Core::new(
+            TypeId::of::<Connection<T, R, S>>(),
+            addresses,
+            sockets,
+            Registry::new(max_connections, self.config.connections.max_buffered, wakers),
+            Lifecycle::new(before_shutdown.is_some()),
+            observer.clone(),
+        ));
         let pool = start_pool(&self.config, &core, Hooks { state: self.task_worker, on_task }, observer)?;
         let service = Arc::new(Service {
             core: Arc::clone(&core),
@@ -400,26 +410,22 @@ fn open_udp(places: Vec<UdpAt>, config: &Config) -> Result<Vec<Datagrams>, BindE
     places.into_iter().map(open).collect()
 }
 
-fn start_core(
-    config: &Config,
+/// Where clients can connect, which the log is told.
+fn addresses(
     listeners: &[(OpenListener, Sleeper)],
-    sockets: PacketSockets,
-    lifecycle: Lifecycle,
-    observer: MaybeObserver,
-) -> Result<Arc<Core>, BindError> {
-    let max_connections = config.max_connections();
+    sockets: &PacketSockets,
+    max_connections: usize,
+) -> Result<Vec<Address>, BindError> {
     let mut addresses: Vec<Address> = Vec::new();
     for (listener, _) in listeners {
         listener.announce(max_connections);
         addresses.push(listener.socket.local_addr().clone());
     }
-    addresses.extend(sockets.addresses());
-    if addresses.is_empty() {
-        return Err(BindError::NoListener);
+    for address in sockets.addresses() {
+        log::info!("receiving datagrams on {address}");
+        addresses.push(address);
     }
-    let wakers = listeners.iter().map(|(_, sleeper)| Arc::clone(sleeper.waker())).collect();
-    let registry = Registry::new(max_connections, config.connections.max_buffered, wakers);
-    Ok(Arc::new(Core::new(addresses, sockets, registry, lifecycle, observer)))
+    if addresses.is_empty() { Err(BindError::NoListener) } else { Ok(addresses) }
 }
 
 fn start_pool<T, R, W>(

@@ -62,7 +62,8 @@ pub struct ConnectionInfo {
     pub messages_sent: u64,
     /// How many of its tasks have no outcome delivered yet, when its worker last went to sleep.
     pub tasks_in_flight: usize,
-    /// How many bytes wait for the client to take them.
+    /// How many bytes wait for the client to take them: those from elsewhere, and those of its outbox when its worker
+    /// last went to sleep.
     pub outbox_bytes: usize,
     /// It is exempt from [`idle_timeout`](crate::Limits::idle_timeout) and
     /// [`silence_timeout`](crate::Limits::silence_timeout).

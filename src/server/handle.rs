@@ -1,5 +1,6 @@
 //! What the rest of the program holds of a server.
 
+use std::any::TypeId;
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
@@ -10,15 +11,17 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use super::BackRoom;
+use super::connection::Connection;
 use super::connection_info::{ConnectionId, ConnectionInfo, Connections};
 use super::lifecycle::{Lifecycle, ShutdownReport};
 use super::link::file_part;
 use super::mailbox::Item;
 use super::packets::PacketSockets;
 use super::registry::{Entry, Registry};
+use super::remote::Remote;
 use crate::error::{JoinError, SendError, SendFileError};
 use crate::logging::{LogLimit, foreign};
-use crate::net::{Address, Piece};
+use crate::net::Address;
 use crate::observer::MaybeObserver;
 use crate::panic::catch;
 use crate::stats::{Books, Stats, Whereabouts};
@@ -28,6 +31,8 @@ use crate::times::TaskTimes;
 /// What all threads of one server share, whatever the types of its tasks.
 pub(super) struct Core {
     number: u64,
+    /// What its callbacks are given.
+    connection_type: TypeId,
     started_at: SystemTime,
     /// Of the listeners and the packet sockets, as they were given.
     local_addrs: Vec<Address>,
@@ -51,6 +56,7 @@ thread_local! {
 
 impl Core {
     pub(super) fn new(
+        connection_type: TypeId,
         local_addrs: Vec<Address>,
         packets: PacketSockets,
         registry: Registry,
@@ -59,6 +65,7 @@ impl Core {
     ) -> Core {
         Core {
             number: SERVERS.fetch_add(1, Ordering::Relaxed) + 1,
+            connection_type,
             started_at: SystemTime::now(),
             local_addrs,
             packets,
@@ -265,7 +272,7 @@ impl ServerHandle {
     ) -> Result<(), SendFileError> {
         let entry = self.entry(connection).ok_or(SendFileError::Closed)?;
         let Some(part) = file_part(file, offset, len)? else { return Ok(()) };
-        entry.send_piece(Piece::File(part)).map_err(|error| match error {
+        entry.send_file(part).map_err(|error| match error {
             SendError::Closed => SendFileError::Closed,
             SendError::OutboxFull | SendError::TooLong => SendFileError::TooManyFiles,
         })
@@ -325,6 +332,30 @@ impl ServerHandle {
         self.entry(connection).is_some_and(|entry| entry.mailbox.put((), |()| Item::Pause(false)).is_ok())
     }
 
+    /// A handle that runs closures on the workers of this server's connections, if they are of these types:
+    /// `Connection<T, R, S>`. A callback has one by [`Connection::remote`](crate::Connection::remote).
+    ///
+    /// ```
+    /// # let server = backroom::Server::builder::<(), ()>()
+    /// #     .session(|_peer| 0u32)
+    /// #     .on_receive(|_conn, _data| Ok(()))
+    /// #     .on_task(|_cx, ()| Ok(()))
+    /// #     .bind("127.0.0.1:0")?;
+    /// # let handle = server.handle();
+    /// let remote = handle.remote::<(), (), u32>().expect("the types of this server");
+    /// for connection in handle.connections() {
+    ///     let _closed_meanwhile = remote.with_connection(connection.id, |conn| {
+    ///         *conn.session_mut() += 1;
+    ///         Ok(())
+    ///     });
+    /// }
+    /// # Ok::<(), backroom::BindError>(())
+    /// ```
+    pub fn remote<T: 'static, R: 'static, S: 'static>(&self) -> Option<Remote<T, R, S>> {
+        let is_of = self.core.connection_type == TypeId::of::<Connection<T, R, S>>();
+        is_of.then(|| Remote::new(self))
+    }
+
     /// The address of the first listener, with the port it got where 0 was asked for; of the first packet socket where
     /// there is no listener.
     pub fn local_addr(&self) -> Address {
@@ -362,13 +393,14 @@ impl ServerHandle {
 pub struct Broadcast {
     /// Connections that it was sent to.
     pub sent: usize,
-    /// Connections that it was not, because they have closed or so much waits for them already.
+    /// Connections that it was not: they have closed, so much waits for them already, or the message is longer than their
+    /// `max_outbox`.
     pub refused: usize,
 }
 
 fn send_to_all(entries: &[Arc<Entry>], bytes: &[u8]) -> Broadcast {
     let bytes: Arc<[u8]> = bytes.into();
-    let sent = entries.iter().filter(|entry| entry.send_piece(Piece::shared(&bytes)).is_ok()).count();
+    let sent = entries.iter().filter(|entry| entry.send_shared(&bytes).is_ok()).count();
     Broadcast { sent, refused: entries.len() - sent }
 }
 

@@ -96,8 +96,9 @@ impl TcpAddresses {
 }
 
 impl Listener {
-    /// On a TCP address. Where a name has several, the first that can be listened on is taken; `[::]` is for IPv4 too,
-    /// unless [`only_v6`](SocketOptions::only_v6) says otherwise.
+    /// On a TCP address. A name is resolved here, which may block; that it cannot be is an error of `build`. Where it has
+    /// several addresses, the first that can be listened on is taken; `[::]` is for IPv4 too, unless
+    /// [`only_v6`](SocketOptions::only_v6) says otherwise.
     pub fn tcp(address: impl ToSocketAddrs + fmt::Debug) -> Listener {
         Listener::at(At::Tcp(TcpAddresses::of(address)))
     }

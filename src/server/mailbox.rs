@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::tally::Tally;
 use crate::error::SendError;
 use crate::net::{MAX_FILES, Outbox, Parked, Piece, Waker};
+use crate::panic::drop_fenced;
 
 /// What other threads have for one connection. Its worker, which alone touches the socket, takes it out, in the order in
 /// which it came.
@@ -155,7 +156,7 @@ impl Mailbox {
 
     /// Asks the worker to close at once, even if it is flushing; `false` if it has closed, or was asked to before.
     pub(super) fn abort(&self) -> bool {
-        let _unwanted = {
+        let unwanted = {
             let mut mail = self.mail.lock();
             if mail.abort || mail.ended {
                 return false;
@@ -165,6 +166,7 @@ impl Mailbox {
             mail.clear()
         };
         self.waker.wake();
+        unwanted.into_iter().for_each(drop_fenced);
         true
     }
 
@@ -254,6 +256,15 @@ impl Mailbox {
         let mut mail = self.mail.lock();
         mail.ended = true;
         mail.abort
+    }
+
+    /// How many bytes wait for the worker that only this connection keeps.
+    pub(super) fn own_bytes(&self) -> usize {
+        let own = |item: &Item| match item {
+            Item::Send(piece, _) if !piece.is_shared() => piece.memory(),
+            _ => 0,
+        };
+        self.mail.lock().items.iter().map(own).sum()
     }
 
     /// How many bytes wait for the worker.

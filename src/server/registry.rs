@@ -14,7 +14,7 @@ use super::connection_info::{ConnectionId, ConnectionInfo};
 use super::mailbox::Mailbox;
 use super::tally::Tally;
 use crate::error::SendError;
-use crate::net::{Address, Piece, Waker};
+use crate::net::{Address, FilePart, Piece, Waker};
 use crate::stats::{ClosedStats, RefusedStats, Traffic};
 
 pub(super) struct Registry {
@@ -55,6 +55,8 @@ pub(super) struct Entry {
     user: Mutex<Option<Arc<str>>>,
 }
 
+const WORTH_SHARING: usize = 256;
+
 impl Registry {
     pub(super) fn new(max_connections: usize, max_buffered: usize, acceptors: Vec<Arc<Waker>>) -> Registry {
         Registry {
@@ -70,9 +72,9 @@ impl Registry {
         }
     }
 
-    /// Places taken.
-    pub(super) fn taken(&self) -> usize {
-        self.taken.load(Ordering::Acquire)
+    /// Whether there is a place to be taken.
+    pub(super) fn has_place(&self) -> bool {
+        self.taken.load(Ordering::Acquire) < self.max_connections
     }
 
     /// Connections that are open or closing.
@@ -191,8 +193,16 @@ impl Entry {
         self.mailbox.send(bytes, &self.tally)
     }
 
-    pub(super) fn send_piece(&self, piece: Piece) -> Result<(), SendError> {
-        self.mailbox.send_piece(piece, &self.tally)
+    /// Bytes that others are sent too. Few of them are copied, since sharing takes memory of its own.
+    pub(super) fn send_shared(&self, bytes: &Arc<[u8]>) -> Result<(), SendError> {
+        match bytes.len() < WORTH_SHARING {
+            true => self.mailbox.send(bytes, &self.tally),
+            false => self.mailbox.send_piece(Piece::shared(bytes), &self.tally),
+        }
+    }
+
+    pub(super) fn send_file(&self, part: FilePart) -> Result<(), SendError> {
+        self.mailbox.send_piece(Piece::File(part), &self.tally)
     }
 
     pub(super) fn user(&self) -> Option<Arc<str>> {

@@ -60,6 +60,10 @@ impl<C> Timers<C> {
         key.and_then(|key| self.due.remove(&key)).is_some()
     }
 
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Timer<C>> + use<C> {
+        std::mem::take(&mut self.due).into_values()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.due.is_empty()
     }

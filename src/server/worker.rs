@@ -28,7 +28,7 @@ use super::tally::Tally;
 use super::timers::{Timer, Timers};
 use crate::logging::foreign;
 use crate::net::{FrameError, Input, Outbox, Sleeper, Stream};
-use crate::panic::catch;
+use crate::panic::{catch, drop_fenced};
 use crate::patience::Patience;
 use crate::task::{Port, Wake};
 
@@ -87,7 +87,7 @@ where
         // Nobody knows who that is, and nothing is for them.
         entry.mailbox.seal();
     }
-    log::debug!("connection {id}: open, from {}", entry.peer_addr);
+    log::debug!("connection {id}: open, from {}", foreign(&entry.peer_addr));
     let registered = core.registry.register(entry);
 
     let limits = &settings.limits;
@@ -118,6 +118,7 @@ where
         limits,
         has_frames: settings.framing.has_boundaries(),
         input_ended: false,
+        is_peer_gone: false,
         sleeper,
         released: false,
         patience: Patience::new(),
@@ -133,7 +134,11 @@ where
         Err(reason) => reason,
     };
     worker.close(reason);
-    if let Err(message) = catch(|| drop(worker)) {
+    let Worker { conn: Connection { session, mut link }, input, .. } = worker;
+    // Each is users', and each drop may panic; two panics at once would end the process.
+    link.timers.drain().for_each(drop_fenced);
+    drop_fenced(input);
+    if let Err(message) = catch(|| drop(session)) {
         core.log_callback(id, &format!("its session panicked when dropped: {}", foreign(message)));
     }
 }
@@ -147,6 +152,9 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     input: Input,
     /// The client has closed its sending half.
     input_ended: bool,
+    /// The client has closed altogether, as a Unix socket says before what it has sent is read. That is still to be
+    /// read, and its tasks to be finished.
+    is_peer_gone: bool,
     sleeper: &'a Sleeper,
     conn: Connection<T, R, S>,
     /// The buffers were given back, and nothing was read since.
@@ -373,20 +381,20 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         }
         self.turns_awake = 0;
         let read = receive && !self.input_ended && !self.input.may_have_frame();
-        let has_buffered = read && self.conn.link.wire.stream.has_buffered();
+        let has_buffered = read && (self.conn.link.wire.stream.has_buffered() || self.is_peer_gone);
         let idle = self.conn.link.port.in_flight() == 0 && !self.released;
         let slept_at = self.begin_rest();
-        let timeout = match has_work || has_buffered {
-            true => Some(Duration::ZERO),
-            false => self.time_to_sleep(read, idle, slept_at)?,
-        };
+        // Looked at in any case, since a time may be over while there is always work.
+        let time_to_sleep = self.time_to_sleep(read, idle, slept_at)?;
+        let timeout = if has_work || has_buffered { Some(Duration::ZERO) } else { time_to_sleep };
         self.publish();
-        if !self.buffered.may_keep(self.conn.link.wire.outbox.len() + self.input.capacity()) {
+        if !self.may_keep_all() {
             return Err(CloseReason::Overloaded);
         }
         let link = &self.conn.link;
         let write = !link.wire.outbox.is_empty();
-        let source = Some(link.wire.stream.as_fd());
+        // `poll` would report again and again that the peer is gone.
+        let source = (read || !self.is_peer_gone).then(|| link.wire.stream.as_fd());
         let mailbox = self.mailbox();
         // Not between two requests, where it would only cost.
         let parked = (self.released && !write).then(|| link.wire.stream.park()).flatten();
@@ -404,12 +412,23 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if read && (ready.readable || ready.hung_up || has_buffered) {
             self.read()?;
         } else if ready.hung_up {
-            return Err(CloseReason::Io(self.conn.link.wire.stream.take_error()));
+            match self.conn.link.wire.stream.take_error() {
+                Some(error) => return Err(CloseReason::Io(error)),
+                None => self.is_peer_gone = true,
+            }
         } else if idle && ready.timed_out && self.is_quiet() {
             self.release_buffers();
         }
         // Last, since what has just been read was sent in time.
         self.end_if_too_old()
+    }
+
+    /// Whether there is memory for what this connection keeps.
+    fn may_keep_all(&mut self) -> bool {
+        let outbox = &self.conn.link.wire.outbox;
+        // Otherwise the mailbox has been emptied.
+        let mail = if self.mailbox().waits_for(outbox) { self.mailbox().own_bytes() } else { 0 };
+        self.buffered.may_keep(outbox.own_len() + self.input.capacity() + mail)
     }
 
     /// For others to read while it sleeps.

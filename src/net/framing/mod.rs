@@ -182,12 +182,18 @@ impl Framer {
     /// ended, and only grow until the next one.
     #[inline]
     pub(crate) fn cut(&mut self, input: &[u8]) -> Result<Option<Cut>, FrameError> {
+        let cut = self.cut_any(input);
         if self.fresh && !input.is_empty() {
-            self.fresh = false;
-            if self.expects_frames() && begins_tls(input) {
+            self.fresh = matches!(cut, Ok(None));
+            if self.is_tls_instead(&cut, input) {
                 return Err(FrameError::Tls);
             }
         }
+        cut
+    }
+
+    #[inline]
+    fn cut_any(&mut self, input: &[u8]) -> Result<Option<Cut>, FrameError> {
         let max_frame = self.max_frame;
         match &mut self.cutter {
             Cutter::Raw => {
@@ -201,9 +207,19 @@ impl Framer {
         }
     }
 
-    /// With raw bytes, and with a protocol of one's own, TLS may be just what is to come.
-    fn expects_frames(&self) -> bool {
-        !matches!(self.cutter, Cutter::Raw | Cutter::Decoder(_))
+    /// A length, or a frame of fixed size, may by chance look like TLS; so there it is only the better reason for an
+    /// error. With raw bytes, and with a protocol of one's own, it may be just what is to come.
+    fn is_tls_instead(&self, cut: &Result<Option<Cut>, FrameError>, input: &[u8]) -> bool {
+        match self.cutter {
+            Cutter::Raw | Cutter::Decoder(_) => false,
+            Cutter::LengthPrefix(_) | Cutter::Fixed(_) if cut.is_ok() => false,
+            _ => begins_tls(input),
+        }
+    }
+
+    /// What has come of the first frame looks like TLS.
+    pub(crate) fn may_be_tls(&self, input: &[u8]) -> bool {
+        self.fresh && !matches!(self.cutter, Cutter::Raw | Cutter::Decoder(_)) && begins_tls(input)
     }
 }
 

@@ -109,15 +109,25 @@ fn lies_about_the_length_end_the_connection_before_anything_is_kept_for_them() {
     assert_eq!(frames(&prefixed(LengthType::U32Be), 100, &[b"\0\0\0\x60"]), Ok(vec![]));
 }
 
+const HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+
 #[test]
-fn a_tls_client_is_known_by_its_first_bytes_but_not_where_raw_bytes_are_wanted() {
-    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
-    for framing in [Framing::lines(), Framing::fixed(4), prefixed(LengthType::U32Be)] {
-        assert_eq!(frames(&framing, 1000, &[hello]), Err(FrameError::Tls), "{framing:?}");
-    }
-    assert_eq!(frames(&Framing::raw(), 1000, &[hello]).unwrap(), [hello]);
+fn a_tls_client_is_known_where_lines_are_awaited_however_its_first_bytes_come() {
+    assert_eq!(frames(&Framing::lines(), 1000, &[HELLO]), Err(FrameError::Tls));
+    assert_eq!(frames(&Framing::lines(), 1000, &HELLO.chunks(1).collect::<Vec<_>>()), Err(FrameError::Tls));
+    assert_eq!(frames(&Framing::raw(), 1000, &[HELLO]).unwrap(), [HELLO]);
     // Not at the beginning, it is anybody's.
-    assert!(frames(&Framing::fixed(4), 1000, &[b"abcd", hello]).is_ok());
+    assert!(frames(&Framing::lines(), 1000, &[b"abc\n", HELLO]).is_ok());
+}
+
+#[test]
+fn where_a_length_is_awaited_tls_is_only_the_reason_for_what_is_wrong_anyway() {
+    assert_eq!(frames(&prefixed(LengthType::U32Be), 1000, &[HELLO]), Err(FrameError::Tls));
+    // 790 bytes, by its first two.
+    let body = [&HELLO[2..], &[b'x'; 781]].concat();
+    let found = frames(&prefixed(LengthType::U16Le), 1000, &[&HELLO[..2], &body]).unwrap();
+    assert_eq!(found, [&body[..]]);
+    assert_eq!(frames(&Framing::fixed(4), 1000, &[HELLO]).unwrap().len(), 2);
 }
 
 struct Never;
@@ -214,6 +224,17 @@ fn any_framing() -> impl Strategy<Value = Framing> {
 
 proptest! {
     #[test]
+    fn raw_chunks_are_all_that_came_and_none_is_longer_than_the_maximum(
+        chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..100), 0..10),
+        max_frame in 1usize..40,
+    ) {
+        let chunks: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
+        let found = frames(&Framing::raw(), max_frame, &chunks).unwrap();
+        prop_assert!(found.iter().all(|chunk| (1..=max_frame).contains(&chunk.len())));
+        prop_assert_eq!(found.concat(), chunks.concat());
+    }
+
+    #[test]
     fn any_split_of_the_input_gives_the_same_frames(
         framing in any_framing(),
         input in proptest::collection::vec(
@@ -232,7 +253,7 @@ proptest! {
     }
 
     #[test]
-    fn no_frame_is_longer_than_the_maximum_and_every_byte_is_in_one_or_still_waits(
+    fn no_frame_is_longer_than_the_maximum_and_no_more_than_one_waits(
         framing in any_framing(),
         input in proptest::collection::vec(prop_oneof![0u8..12, any::<u8>()], 0..200),
         max_frame in 12usize..40,
@@ -240,9 +261,16 @@ proptest! {
         prop_assume!(framing.problem(max_frame).is_none());
         let mut framer = Framer::new(&framing, max_frame);
         let mut rest = &input[..];
-        while let Ok(Some(Cut { data, taken })) = framer.cut(rest) {
-            prop_assert!(data.len() <= max_frame && data.end <= taken && 0 < taken && taken <= rest.len());
-            rest = &rest[taken..];
-        }
+        let end = loop {
+            match framer.cut(rest) {
+                Ok(Some(Cut { data, taken })) => {
+                    prop_assert!(data.len() <= max_frame && data.end <= taken && 0 < taken && taken <= rest.len());
+                    rest = &rest[taken..];
+                }
+                end => break end,
+            }
+        };
+        // What waits is less than a frame with a delimiter, or its sender is told.
+        prop_assert!(end.is_err() || rest.len() <= max_frame + MAX_DELIMITER);
     }
 }

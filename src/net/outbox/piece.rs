@@ -35,6 +35,10 @@ impl Piece {
         self.bytes().map_or(0, <[u8]>::len)
     }
 
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Piece::Shared(..))
+    }
+
     pub(crate) fn is_file(&self) -> bool {
         matches!(self, Piece::File(_))
     }

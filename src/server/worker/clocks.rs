@@ -71,6 +71,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let Some(awaited) = self.input.awaited().filter(|_| self.has_frames) else { return Ok(None) };
         match self.limits.frame_timeout.checked_sub(awaited) {
             Some(left) if !left.is_zero() => Ok(Some(left)),
+            _ if self.input.may_be_tls() => Err(CloseReason::UnexpectedTls),
             _ => Err(CloseReason::TimedOut(Timeout::Frame)),
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::clocks::write_time_left;
 use super::{Worker, is_transient};
 use crate::logging::foreign;
-use crate::panic::catch;
+use crate::panic::{catch, drop_fenced};
 use crate::server::close_reason::CloseReason;
 use crate::server::lifecycle::Phase;
 use crate::server::link::{LinkState, Wire};
@@ -136,9 +136,4 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             }
         }
     }
-}
-
-/// What may have users' code in it.
-fn drop_fenced<X>(x: X) {
-    let _ = catch(|| drop(x));
 }
