@@ -11,9 +11,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backroom::{
     Address, BindError, CloseReason, Framing, LengthPrefix, LengthType, Limits, Listener, ProxyProtocol, Server,
@@ -294,41 +294,44 @@ fn a_file_that_another_server_has_put_in_its_place_is_not_removed_at_the_end() {
 
 #[test]
 fn of_servers_that_begin_on_one_path_at_once_exactly_one_wins() {
-    const SERVERS: usize = 2;
-    const ROUNDS: usize = 2_000;
     let directory = TempDir::new(test_name!());
     let path = directory.join("socket");
-    let (address, arrived) = (format!("unix:{}", path.display()), AtomicUsize::new(0));
-    // By spinning, since a barrier lets one go after the other.
+    let (address, arrived, begun) = (format!("unix:{}", path.display()), AtomicUsize::new(0), Instant::now());
+    // Two meet by spinning, since a barrier lets one go after the other.
     let meet = || {
-        let all = (arrived.fetch_add(1, Ordering::AcqRel) / SERVERS + 1) * SERVERS;
-        while arrived.load(Ordering::Acquire) < all {
+        let both = arrived.fetch_add(1, Ordering::AcqRel) / 2 * 2 + 2;
+        while arrived.load(Ordering::Acquire) < both {
             thread::yield_now();
         }
     };
+    let over = AtomicBool::new(false);
     // How each of them ended. What is wrong is said when no other waits for its turn any more.
-    let begin = |index| {
-        let round = |_| {
-            if index == 0 {
+    let begin = |is_first: bool| {
+        let mut ends = Vec::new();
+        loop {
+            if is_first {
                 leave_stale(&path);
+                over.store(begun.elapsed() > Duration::from_secs(1), Ordering::Release);
             }
             meet();
+            if over.load(Ordering::Acquire) {
+                return ends;
+            }
             let built = build(|builder| builder.task_worker_num(1).listen(Listener::unix(&path)));
             meet();
-            let end = built.map(drop);
+            ends.push(built.map(drop));
             meet();
-            end
-        };
-        (0..ROUNDS).map(round).collect::<Vec<_>>()
+        }
     };
-    let ends: Vec<_> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..SERVERS).map(|index| scope.spawn(move || begin(index))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    let (first, second) = thread::scope(|scope| {
+        let (first, second) = (scope.spawn(|| begin(true)), scope.spawn(|| begin(false)));
+        (first.join().unwrap(), second.join().unwrap())
     });
-    for round in 0..ROUNDS {
-        let (won, lost): (Vec<_>, Vec<_>) = ends.iter().map(|ends| &ends[round]).partition(|end| end.is_ok());
-        assert_eq!(won.len(), 1, "in round {round}");
-        assert!(lost.iter().all(|end| is_in_use(end.as_ref().unwrap_err(), &address)), "{lost:?}");
+    for (round, ends) in first.into_iter().zip(second).enumerate() {
+        match ends {
+            (Err(lost), Ok(())) | (Ok(()), Err(lost)) if is_in_use(&lost, &address) => {}
+            wrong => panic!("in round {round}: {wrong:?}"),
+        }
     }
 }
 
