@@ -259,10 +259,11 @@ pub use net::{Certificate, PeerIdentity, Pem, Tls, TlsConfig, TlsError, TlsInfo}
 pub use observer::Observer;
 pub use pool::{PoolReport, Submitter, TaskPool, TaskPoolBuilder};
 pub use server::{
-    Broadcast, CloseReason, Connection, ConnectionId, ConnectionInfo, Connections, Limits, Link, Listener,
-    PacketSocket, ProxyProtocol, Remote, Server, ServerBuilder, ServerHandle, ShutdownReport, Timeout, TimerId, stage,
+    Broadcast, CloseReason, ClosedStats, Connection, ConnectionId, ConnectionInfo, Connections, Limits, Link, Listener,
+    PacketSocket, ProxyProtocol, RefusedStats, Remote, Server, ServerBuilder, ServerHandle, ShutdownReport, Stats,
+    Timeout, TimerId, Traffic, stage,
 };
-pub use stats::{ClosedStats, RefusedStats, Stats, TaskStats, Traffic};
+pub use stats::TaskStats;
 pub use task::{
     Finished, Later, Outcome, OutcomeKind, Priority, Progress, Repetition, ReplyDropped, Retry, TaskContext, TaskId,
     TaskInfo, TaskOptions, With,

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::admission::Refusal;
-use super::handle::Core;
+use super::core::Core;
 use super::lifecycle::Phase;
 use super::listener::OpenListener;
 use super::registry::Place;

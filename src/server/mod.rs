@@ -8,6 +8,7 @@ mod builder;
 mod close_reason;
 mod connection;
 mod connection_info;
+mod core;
 mod handle;
 mod idle_threads;
 mod lifecycle;
@@ -21,6 +22,7 @@ mod registry;
 mod remote;
 mod service;
 mod settings;
+mod stats;
 mod tally;
 mod timers;
 mod worker;
@@ -33,9 +35,9 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
+use self::core::Core;
 use acceptor::Acceptor;
 use builder::{OnHandle, OnShutdown};
-use handle::Core;
 use packets::{IdleSocket, StartPackets};
 
 pub use builder::{ServerBuilder, stage};
@@ -50,6 +52,7 @@ pub use listener::Listener;
 pub use packets::PacketSocket;
 pub use proxy::ProxyProtocol;
 pub use remote::Remote;
+pub use stats::{ClosedStats, RefusedStats, Stats, Traffic};
 pub use timers::TimerId;
 
 use crate::error::{JoinError, RunError};

@@ -12,10 +12,10 @@ use super::buffered::BufferedByAll;
 use super::close_reason::CloseReason;
 use super::connection_info::{ConnectionId, ConnectionInfo};
 use super::mailbox::Mailbox;
+use super::stats::{ClosedStats, RefusedStats, Traffic};
 use super::tally::Tally;
 use crate::error::SendError;
 use crate::net::{Address, FilePart, Piece, Waker};
-use crate::stats::{ClosedStats, RefusedStats, Traffic};
 
 pub(super) struct Registry {
     entries: Mutex<Entries>,

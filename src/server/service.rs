@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::close_reason::CloseReason;
 use super::connection::Connection;
-use super::handle::Core;
+use super::core::Core;
 use super::packets::OnPacket;
 use crate::config::{Config, WhenQueueFull};
 use crate::net::Address;

@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use super::stats::Traffic;
 use crate::stamp::Stamp;
-use crate::stats::{Counter, Traffic};
+use crate::stats::Counter;
 
 pub(super) struct Tally {
     pub(super) connected_at: Instant,

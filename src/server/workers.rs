@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::thread;
 use std::time::Duration;
 
-use super::handle::Core;
+use super::core::Core;
 use super::idle_threads::IdleThreads;
 use super::service::Service;
 use super::worker::{Accepted, serve};

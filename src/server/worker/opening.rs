@@ -10,7 +10,7 @@ use crate::net::{Proxied, ProxyHeader, Sleeper, Stream};
 use crate::server::admission::{Admitted, Refusal};
 use crate::server::close_reason::{CloseReason, Timeout};
 use crate::server::connection_info::ConnectionId;
-use crate::server::handle::Core;
+use crate::server::core::Core;
 use crate::server::lifecycle::Phase;
 use crate::server::listener::ListenerSettings;
 

@@ -1,0 +1,136 @@
+//! What all threads of one server share.
+
+use std::any::TypeId;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::SystemTime;
+
+use super::BackRoom;
+use super::connection_info::ConnectionId;
+use super::lifecycle::Lifecycle;
+use super::packets::PacketSockets;
+use super::registry::Registry;
+use crate::logging::{LogLimit, foreign};
+use crate::net::Address;
+use crate::observer::MaybeObserver;
+use crate::panic::catch;
+use crate::stats::Books;
+use crate::task::Wake;
+
+/// Whatever the types of the server's tasks.
+pub(super) struct Core {
+    number: u64,
+    /// What its callbacks are given.
+    pub(super) connection_type: TypeId,
+    pub(super) started_at: SystemTime,
+    /// Of the listeners and the packet sockets, as they were given.
+    local_addrs: Vec<Address>,
+    pub(super) packets: PacketSockets,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) registry: Arc<Registry>,
+    pub(super) books: Arc<Books>,
+    callback_log: LogLimit,
+    client_log: LogLimit,
+    pub(super) observer: MaybeObserver,
+    /// The task pool, once there is one. It holds this, so this does not hold it.
+    pub(super) back_room: OnceLock<Weak<dyn BackRoom>>,
+}
+
+static SERVERS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// The number of the server whose callbacks run on this thread; 0 for none.
+    static CALLBACKS_OF: Cell<u64> = const { Cell::new(0) };
+}
+
+impl Core {
+    pub(super) fn new(
+        connection_type: TypeId,
+        local_addrs: Vec<Address>,
+        packets: PacketSockets,
+        registry: Registry,
+        lifecycle: Lifecycle,
+        observer: MaybeObserver,
+    ) -> Core {
+        Core {
+            number: SERVERS.fetch_add(1, Ordering::Relaxed) + 1,
+            connection_type,
+            started_at: SystemTime::now(),
+            local_addrs,
+            packets,
+            lifecycle,
+            registry: Arc::new(registry),
+            books: Arc::new(Books::default()),
+            callback_log: LogLimit::default(),
+            client_log: LogLimit::default(),
+            observer,
+            back_room: OnceLock::new(),
+        }
+    }
+
+    /// This thread runs callbacks of this server until it ends.
+    pub(super) fn claim_thread(&self) {
+        CALLBACKS_OF.set(self.number);
+    }
+
+    /// Whether this thread runs a callback of this server.
+    pub(super) fn owns_thread(&self) -> bool {
+        CALLBACKS_OF.get() == self.number
+    }
+
+    /// Runs a callback of this server on a thread that is not its own.
+    pub(super) fn catch_callback<X>(&self, callback: impl FnOnce() -> X) -> Result<X, String> {
+        let before = CALLBACKS_OF.replace(self.number);
+        let returned = catch(callback);
+        CALLBACKS_OF.set(before);
+        returned
+    }
+
+    /// Runs one whose failure changes nothing.
+    pub(super) fn run_hook(&self, name: &str, hook: impl FnOnce() -> anyhow::Result<()>) {
+        match self.catch_callback(hook) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::error!("{name} failed: {}", foreign(format_args!("{error:#}"))),
+            Err(message) => log::error!("{name} panicked: {}", foreign(message)),
+        }
+    }
+
+    pub(super) fn back_room(&self) -> Option<Arc<dyn BackRoom>> {
+        self.back_room.get()?.upgrade()
+    }
+
+    /// Logs what went wrong in a callback of a connection. `what` is fit for a log already.
+    pub(super) fn log_callback(&self, id: ConnectionId, what: &str) {
+        if let Some(held_back) = self.callback_log.permit() {
+            log::warn!("connection {id}: {what} ({held_back} more errors in callbacks since the last line)");
+        }
+    }
+
+    /// Logs what a client has done wrong. `what` is fit for a log already.
+    pub(super) fn log_client(&self, id: ConnectionId, what: &str) {
+        if let Some(held_back) = self.client_log.permit() {
+            log::info!("connection {id}: {what} ({held_back} more of the kind since the last line)");
+        }
+    }
+
+    pub(super) fn local_addr(&self) -> &Address {
+        // There is one, or there would be no server.
+        &self.local_addrs[0]
+    }
+
+    pub(super) fn local_addrs(&self) -> &[Address] {
+        &self.local_addrs
+    }
+
+    pub(super) fn wake_all(&self) {
+        self.registry.wake_all();
+        self.packets.wake_all();
+    }
+}
+
+impl Wake for Core {
+    fn wake(&self) {
+        self.lifecycle.notify();
+    }
+}
