@@ -259,9 +259,9 @@ pub use net::{Certificate, PeerIdentity, Pem, Tls, TlsConfig, TlsError, TlsInfo}
 pub use observer::Observer;
 pub use pool::{PoolReport, Submitter, TaskPool, TaskPoolBuilder};
 pub use server::{
-    Broadcast, CloseReason, ClosedStats, Connection, ConnectionId, ConnectionInfo, Connections, Limits, Link, Listener,
-    PacketSocket, ProxyProtocol, RefusedStats, Remote, Server, ServerBuilder, ServerHandle, ShutdownReport, Stats,
-    Timeout, TimerId, Traffic, stage,
+    Broadcast, CloseReason, ClosedStats, Connection, ConnectionId, ConnectionInfo, Connections, Inherited, Limits,
+    Link, Listener, PacketSocket, ProxyProtocol, RefusedStats, Remote, Server, ServerBuilder, ServerHandle,
+    ShutdownReport, Stats, Timeout, TimerId, Traffic, stage,
 };
 pub use stats::TaskStats;
 pub use task::{

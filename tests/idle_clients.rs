@@ -142,3 +142,22 @@ fn one_that_is_gone_is_found_out_by_what_is_sent_to_it() {
     assert!(house.closed.next().starts_with("Io("));
     house.server.stop();
 }
+
+#[test]
+fn one_that_is_closed_right_after_it_was_sent_to_is_given_time_to_take_that() {
+    let house = house(Limits::new());
+    let mut client = house.server.client();
+    let (id, remote) = house.connected.next();
+    remote.with_connection(id, |conn| Ok(conn.pause())).unwrap();
+    wait_until_idle();
+    // Nobody reads this; a socket that is closed at once answers it with a reset.
+    client.send("unread");
+    house.server.handle.send(id, "the last").unwrap();
+    assert!(house.server.handle.close(id));
+    assert_eq!(house.closed.next(), "Server");
+    let mut rest = Vec::new();
+    client.socket.read_to_end(&mut rest).expect("no reset");
+    assert_eq!(rest, b"the last");
+    drop(client);
+    house.server.stop();
+}

@@ -16,27 +16,40 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backroom::{
-    Address, BindError, CloseReason, Framing, LengthPrefix, LengthType, Limits, Listener, ProxyProtocol, Server,
-    ServerBuilder, SocketOptions, stage,
+    Address, BindError, CloseReason, Connection, Framing, Inherited, LengthPrefix, LengthType, Limits, Listener,
+    ProxyProtocol, Server, ServerBuilder, SocketOptions, stage,
 };
 use common::{Client, Gate, PATIENCE, TempDir, events, eventually, has_ipv6, run, succeeds};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 type Builder = ServerBuilder<(), (), (), (), stage::State>;
 
+fn answer(conn: &mut Connection<(), ()>, line: &[u8]) -> anyhow::Result<()> {
+    if line == b"quit" {
+        conn.server().shutdown(PATIENCE);
+    }
+    let answer = format!("{}: {}\n", conn.listener(), String::from_utf8_lossy(line));
+    Ok(conn.send(answer)?)
+}
+
 /// Answers each line with the name of its listener and the line; and ends when it is told to.
 fn build(configure: impl FnOnce(Builder) -> Builder) -> Result<Server, BindError> {
+    configure(Server::builder().framing(Framing::lines())).on_receive(answer).on_task(|_, ()| Ok(())).build()
+}
+
+/// Answers datagrams as well.
+fn build_packets(configure: impl FnOnce(Builder) -> Builder) -> Server {
     configure(Server::builder().framing(Framing::lines()))
-        .on_receive(|conn, line| {
-            if line == b"quit" {
-                conn.server().shutdown(PATIENCE);
-            }
-            let answer = format!("{}: {}\n", conn.listener(), String::from_utf8_lossy(line));
-            Ok(conn.send(answer)?)
+        .on_receive(answer)
+        .on_packet(|socket, from, data| {
+            let answer = format!("packet: {}", String::from_utf8_lossy(data));
+            Ok(socket.send_to(from, answer)?)
         })
         .on_task(|_, ()| Ok(()))
         .build()
+        .unwrap()
 }
 
 fn on(listener: impl Into<Listener>) -> Result<Server, BindError> {
@@ -156,7 +169,7 @@ fn a_listener_on_all_addresses_is_reached_by_ipv4_and_ipv6() {
         // It is known which of its addresses the client has come to.
         let connections = server.handle.connections().list();
         let (peer, local) = (&connections[0].peer_addr, &connections[0].local_addr);
-        assert_eq!([peer, local].map(|address| address.ip().unwrap().to_canonical().to_string()), [host, host]);
+        assert_eq!([peer, local].map(|address| address.ip().unwrap().to_string()), [host, host]);
         drop(client);
         eventually("it is closed", || server.handle.stats().connections == 0);
     }
@@ -264,6 +277,20 @@ fn a_unix_socket_that_somebody_listens_on_is_not_taken_over() {
 }
 
 #[test]
+fn a_directory_that_somebody_keeps_locked_is_not_waited_for_without_end() {
+    let directory = TempDir::new(test_name!());
+    let path = directory.join("socket");
+    let locked = fs::File::open(path.parent().unwrap()).unwrap();
+    flock(&locked, FlockOperation::LockExclusive).unwrap();
+    let begun = Instant::now();
+    let BindError::Listen { source, .. } = on(Listener::unix(&path)).unwrap_err() else { panic!("another error") };
+    assert_eq!(source.to_string(), "another process keeps its directory locked");
+    assert!(begun.elapsed() < PATIENCE && !path.exists());
+    drop(locked);
+    assert!(on(Listener::unix(&path)).is_ok());
+}
+
+#[test]
 fn a_file_that_is_no_socket_is_not_removed() {
     let directory = TempDir::new(test_name!());
     let (file, folder) = (directory.join("file"), directory.join("folder"));
@@ -365,7 +392,8 @@ fn an_open_socket_that_cannot_listen_is_an_error() {
 /// Starts the child part of a test as systemd starts a service: with these as its descriptors 3 and 4.
 fn activate(test: &str, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>, pid: &str) -> Child {
     let moved = "exec 3<&0 4<&1 0</dev/null 1>&2";
-    let script = format!("{moved}; export LISTEN_FDS=2 LISTEN_PID={pid}; exec \"$@\"");
+    let script =
+        format!("{moved}; export LISTEN_FDS=2 LISTEN_PID={pid} LISTEN_FDNAMES='unknown:the second'; exec \"$@\"");
     let mut shell = Command::new("sh");
     shell.args(["-c", &script, "sh"]).arg(std::env::current_exe().unwrap());
     let mut command = common::as_child(shell, test);
@@ -377,9 +405,9 @@ const ITSELF: &str = "$$";
 
 /// In the child: serves on what it was given, until it is told to quit.
 fn serve_inherited(count: usize) {
-    let listeners = Listener::inherited().unwrap();
+    let listeners = Inherited::take().unwrap().listeners;
     assert_eq!(listeners.len(), count);
-    assert!(Listener::inherited().unwrap().is_empty(), "they are handed over once");
+    assert!(Inherited::take().unwrap().listeners.is_empty(), "they are handed over once");
     let number = |(number, listener): (usize, Listener)| listener.name(format!("inherited {number}"));
     let listeners = listeners.into_iter().enumerate().map(number);
     build(|builder| listeners.fold(builder, Builder::listen)).unwrap().run().unwrap();
@@ -401,21 +429,32 @@ fn sockets_that_a_supervisor_has_opened_are_inherited_in_their_order() {
 }
 
 #[test]
-fn an_inherited_udp_socket_is_left_out() {
+fn inherited_udp_sockets_serve_too_and_listeners_have_the_names_they_were_given() {
     if common::is_child() {
-        return serve_inherited(1);
+        let Inherited { listeners, udp, .. } = Inherited::take().unwrap();
+        assert_eq!((listeners.len(), udp.len()), (1, 1));
+        let all = |builder| listeners.into_iter().fold(builder, Builder::listen);
+        let server = build_packets(|builder| udp.into_iter().fold(all(builder), Builder::listen_udp_socket));
+        server.run().unwrap();
+        return;
     }
     let (udp, tcp) = (UdpSocket::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-    let address = tcp.local_addr().unwrap();
+    let (udp_address, tcp_address) = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
     let child = activate(test_name!(), udp, tcp, ITSELF);
-    assert_eq!(Client::connect(address).ask("quit"), "inherited 0: quit");
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.send_to(b"x", udp_address).unwrap();
+    let mut answer = [0; 16];
+    let n = client.recv(&mut answer).unwrap();
+    assert_eq!(&answer[..n], b"packet: x");
+    assert_eq!(Client::connect(tcp_address).ask("quit"), "the second: quit");
     succeeds(child);
 }
 
 #[test]
 fn an_inherited_descriptor_that_is_no_socket_is_an_error() {
     if common::is_child() {
-        assert!(Listener::inherited().is_err());
+        assert!(Inherited::take().is_err());
         return;
     }
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -425,7 +464,7 @@ fn an_inherited_descriptor_that_is_no_socket_is_an_error() {
 #[test]
 fn sockets_that_were_meant_for_another_process_are_not_inherited() {
     if common::is_child() {
-        return assert!(Listener::inherited().unwrap().is_empty());
+        return assert!(Inherited::take().unwrap().listeners.is_empty());
     }
     let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
     succeeds(activate(test_name!(), listen(), listen(), "1"));
@@ -605,8 +644,23 @@ fn what_cannot_work_of_a_listener_is_an_error_that_names_it() {
     let problem = |listener: Listener| on(listener).unwrap_err().to_string();
     assert_eq!(problem(loopback().limits(Limits::new().max_frame(0))), "max_frame: 0 is less than 1");
     assert_eq!(problem(loopback().framing(Framing::fixed(0))), "framing: a fixed size of 0");
-    let slow = SocketOptions::new().keepalive(Duration::from_millis(1), Duration::from_secs(1), 1);
-    assert!(problem(loopback().socket_options(slow)).starts_with("socket_options: the times of a keepalive"));
+    assert_eq!(problem(loopback().socket_options(SocketOptions::new().backlog(0))), "socket_options: a backlog of 0");
+    let second = Duration::from_secs(1);
+    let short = second - Duration::from_millis(1);
+    for (idle, interval, probes, part) in [
+        (short, second, 1, "the times"),
+        (second, short, 1, "the times"),
+        (32_768 * second, second, 1, "the times"),
+        (second, 32_768 * second, 1, "the times"),
+        (second, second, 0, "the probes"),
+        (second, second, 128, "the probes"),
+    ] {
+        let options = SocketOptions::new().keepalive(idle, interval, probes);
+        let problem = problem(loopback().socket_options(options));
+        assert!(problem.starts_with(&format!("socket_options: {part} of a keepalive are from 1 ")), "{problem}");
+    }
+    let longest = SocketOptions::new().keepalive(32_767 * second, 32_767 * second, 127);
+    assert!(on(loopback().socket_options(longest)).is_ok());
     assert_eq!(
         problem(loopback().proxy_protocol(ProxyProtocol::from(["10.0.0.0/33"]))),
         "proxy_protocol: \"10.0.0.0/33\" is neither an address nor a network"

@@ -282,6 +282,44 @@ fn files_from_the_handle_wait_for_a_place_among_those_that_wait_and_the_connecti
 }
 
 #[test]
+fn clients_that_take_nothing_do_not_use_up_the_descriptors_of_all() {
+    let file = Arc::new(TempFile::of("all", &distinct(100_000)));
+    let house = House::open(|builder| builder.socket_options(small_buffers()).max_connections(10));
+    let slow = house.welcome(slow_client(house.server.addr()));
+    let here = Arc::clone(&file);
+    assert_eq!(slow.on_worker(move |conn| until_refused(|| conn.send_file(here.open(), 0, None))), 16);
+    // Those are all that ten connections may have.
+    let mut other = house.guest();
+    let send = || house.handle().send_file(other.id, file.open(), 99_999, None);
+    assert!(matches!(send(), Err(SendFileError::TooManyFiles)));
+    assert!(house.handle().abort(slow.id));
+    assert_eq!(house.closed(), "Aborted");
+    eventually("its files are closed", || send().is_ok());
+    assert_eq!(other.client.bytes(1), distinct(100_000)[99_999..]);
+    house.server.stop();
+}
+
+#[test]
+fn what_is_empty_is_no_message_however_it_is_sent() {
+    let file = TempFile::of("empty", b"");
+    let house = House::open(|builder| builder);
+    let mut guest = house.guest();
+    let (open, handle) = (file.open(), house.handle());
+    handle.send(guest.id, "").unwrap();
+    handle.broadcast("");
+    handle.send_file(guest.id, file.open(), 0, None).unwrap();
+    guest.on_worker(move |conn| {
+        conn.send("").unwrap();
+        conn.send_file(open, 0, None).unwrap();
+        conn.send("x").unwrap();
+    });
+    assert_eq!(guest.client.bytes(1), b"x");
+    eventually("it is counted", || guest.info().messages_sent > 0);
+    assert_eq!((guest.info().messages_sent, guest.info().bytes_sent), (1, 1));
+    house.server.stop();
+}
+
+#[test]
 fn a_file_that_is_truncated_while_it_is_sent_closes_its_connection() {
     const LEN: usize = 4 << 20;
     let file = TempFile::of("truncated", &distinct(LEN));

@@ -336,6 +336,25 @@ fn a_connection_that_is_too_old_is_read_no_more_and_ends_once_its_task_is_delive
     server.stop();
 }
 
+/// It takes some within every write timeout.
+#[test]
+fn a_client_that_takes_a_little_now_and_then_does_not_outlive_its_lifetime_by_more_than_the_write_timeout() {
+    let Obedient { server, closed, .. } = obedient(patient().max_lifetime(TIME).write_timeout(TIME * 2));
+    let mut client = server.client();
+    client.send("much\n");
+    let (begun, mut taken, mut some) = (Instant::now(), 0, [0; 32 * 1024]);
+    let taken = loop {
+        match client.socket.get_mut().read(&mut some) {
+            Ok(0) | Err(_) => break taken,
+            Ok(n) => taken += n,
+        }
+        thread::sleep(TIME / 8);
+    };
+    assert_eq!(closed.next(), "TimedOut(Lifetime)");
+    assert!(taken < MUCH && begun.elapsed() >= TIME * 3, "{taken} bytes in {:?}", begun.elapsed());
+    server.stop();
+}
+
 #[test]
 fn a_connection_becomes_no_older_by_being_busy() {
     let Obedient { server, closed, .. } = obedient(patient().max_lifetime(TIME));

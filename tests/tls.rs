@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -25,7 +25,10 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    SupportedProtocolVersion,
+};
 
 /// One that issues certificates.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -741,6 +744,45 @@ fn a_configuration_of_rustls_serves_as_it_is_and_can_be_replaced() {
     let mut client = served.client(authority.client());
     assert_eq!(client.server_certificate(), second.der);
     assert!(client.ask("tls").starts_with("TLSv1_3 "));
+    served.stop(client);
+}
+
+/// Whoever sees early data pass can send it again, to have a request served twice.
+#[test]
+fn early_data_is_not_taken_whatever_the_configuration_says() {
+    let authority = Authority::new("ours");
+    let own = authority.issue(&[HOST]);
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der.clone().into()], PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap())
+        .unwrap();
+    config.max_early_data_size = 1000;
+    let config = Arc::new(config);
+    let mut client = authority.client_of(&[&TLS13], None);
+    client.enable_early_data = true;
+    let client = Arc::new(client);
+
+    // Another server of the same configuration promises the client that it takes some.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = other.local_addr().unwrap();
+    let others = Arc::clone(&config);
+    let other = thread::spawn(move || {
+        let (socket, _) = other.accept().unwrap();
+        let mut stream = StreamOwned::new(ServerConnection::new(others).unwrap(), socket);
+        stream.write_all(b"hello\n").unwrap();
+    });
+    assert_eq!(TlsClient::connect(addr, Arc::clone(&client)).line(), "hello");
+    other.join().unwrap();
+
+    let served = serve(&Tls::from_rustls(config));
+    let mut connection = client_connection(client, HOST);
+    connection.early_data().expect("it was promised").write_all(b"early\n").unwrap();
+    let socket = TcpStream::connect(served.addr()).unwrap();
+    let mut client = TlsClient::shake_hands(socket, connection).unwrap();
+    assert!(!client.tls().is_early_data_accepted());
+    assert_eq!(client.ask("again"), "again");
     served.stop(client);
 }
 

@@ -160,7 +160,7 @@ impl Error for SendError {}
 pub enum SendFileError {
     /// The connection is closed or closing, or was never there.
     Closed,
-    /// So many files already wait for the client that no further one is kept open.
+    /// So many files already wait, for this client or for all together, that no further one is kept open.
     TooManyFiles,
     /// It is a directory, a pipe or the like.
     NoFile,
@@ -174,7 +174,7 @@ impl fmt::Display for SendFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             SendFileError::Closed => "the connection is closed",
-            SendFileError::TooManyFiles => "too many files wait for this client",
+            SendFileError::TooManyFiles => "too many files wait to be sent",
             SendFileError::NoFile => "it is no regular file",
             SendFileError::OutOfRange => "the file is shorter than that",
             SendFileError::Io(_) => "the length of the file cannot be read",

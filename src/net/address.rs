@@ -11,7 +11,7 @@ use socket2::SockAddr;
 /// The address of a client or of a listener: of the internet, or of a Unix socket.
 ///
 /// Where std wants an internet address, as `TcpStream::connect` does, it can be given; that is an error for a Unix
-/// socket.
+/// socket. An IPv4 client of a socket that is for IPv6 too has its IPv4 address.
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
@@ -24,7 +24,7 @@ pub enum Address {
 impl Address {
     pub(super) fn of(addr: &SockAddr) -> Address {
         match addr.as_socket() {
-            Some(addr) => Address::Inet(addr),
+            Some(addr) => addr.into(),
             None => Address::Unix(addr.as_pathname().map(Arc::from)),
         }
     }
@@ -52,8 +52,12 @@ impl Address {
 }
 
 impl From<SocketAddr> for Address {
+    /// One of IPv4 that is written as IPv6, as `::ffff:192.0.2.1`, becomes what it is.
     fn from(address: SocketAddr) -> Address {
-        Address::Inet(address)
+        match address.ip().to_canonical() {
+            IpAddr::V4(ip) => Address::Inet((ip, address.port()).into()),
+            IpAddr::V6(_) => Address::Inet(address),
+        }
     }
 }
 

@@ -77,7 +77,7 @@ impl ListenSocket {
     /// Fails where the client is gone already.
     fn stream(&self, socket: Socket, peer_addr: Option<SocketAddrAny>) -> io::Result<Stream> {
         let peer_addr = match peer_addr.map(SocketAddr::try_from) {
-            Some(Ok(addr)) => Address::Inet(addr),
+            Some(Ok(addr)) => addr.into(),
             _ => Address::of(&socket.peer_addr()?),
         };
         let any = self.local_addr.ip().is_some_and(|ip| ip.is_unspecified());

@@ -1,5 +1,6 @@
 //! Bytes on their way to a client: gathered during a batch, written in one go, bounded.
 
+mod file_part;
 mod piece;
 
 use std::collections::VecDeque;
@@ -7,7 +8,8 @@ use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::time::Instant;
 
-pub(crate) use piece::{FilePart, Piece};
+pub(crate) use file_part::{FileBudget, FilePart};
+pub(crate) use piece::Piece;
 
 /// A buffer this large or larger is given back once it is empty.
 const KEEP: usize = 64 * 1024;

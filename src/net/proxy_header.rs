@@ -107,7 +107,7 @@ impl ProxyHeader {
 }
 
 fn from(peer: impl Into<SocketAddr>, local: impl Into<SocketAddr>) -> Proxied {
-    Proxied::From { peer: Address::Inet(peer.into()), local: Address::Inet(local.into()) }
+    Proxied::From { peer: peer.into().into(), local: local.into().into() }
 }
 
 #[cfg(test)]

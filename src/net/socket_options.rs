@@ -34,6 +34,9 @@ pub struct SocketOptions {
     send_buffer: Option<usize>,
 }
 
+/// What Linux takes, and likewise 127 probes.
+const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
+
 #[derive(Clone, Copy, Debug)]
 struct Keepalive {
     idle: Duration,
@@ -109,7 +112,7 @@ impl SocketOptions {
 
     /// Has the kernel ask a client that has sent nothing for `idle` whether it is there, again every `interval`, and
     /// reset the connection when `probes` have had no answer. `SO_KEEPALIVE` with its three times, in whole seconds.
-    /// Default: 60 s, 10 s, 6. Swoole's `tcp_keepidle`, `tcp_keepinterval` and `tcp_keepcount`.
+    /// From 1 s to 32,767 s, and from 1 to 127. Default: 60 s, 10 s, 6. Swoole's `tcp_keepidle`, `tcp_keepinterval` and `tcp_keepcount`.
     pub fn keepalive(mut self, idle: Duration, interval: Duration, probes: u32) -> Self {
         self.keepalive = Some(Keepalive { idle, interval, probes });
         self
@@ -223,10 +226,14 @@ impl SocketOptions {
     /// Why these options cannot work, if they cannot.
     pub(crate) fn problem(&self) -> Option<&'static str> {
         let second = Duration::from_secs(1);
+        let in_bounds = |time: Duration| (second..=LONGEST_KEEPALIVE).contains(&time);
         match &self.keepalive {
             _ if self.backlog == 0 => Some("a backlog of 0"),
-            Some(Keepalive { idle, interval, probes }) if *idle < second || *interval < second || *probes == 0 => {
-                Some("the times of a keepalive are at least a second, and its probes at least 1")
+            Some(Keepalive { idle, interval, .. }) if !in_bounds(*idle) || !in_bounds(*interval) => {
+                Some("the times of a keepalive are from 1 s to 32,767 s")
+            }
+            Some(Keepalive { probes, .. }) if !(1..=127).contains(probes) => {
+                Some("the probes of a keepalive are from 1 to 127")
             }
             _ => None,
         }

@@ -4,9 +4,15 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
+
+/// How long another server may take to begin in the same directory.
+const LOCKED_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub(crate) struct UnixOptions {
@@ -30,7 +36,7 @@ pub(super) struct DirectoryLock {
 
 impl UnixPath {
     /// Binds `socket` to the path. A socket file that is there is taken over if nobody listens on it; anything else that
-    /// is there is an error. Blocks while another server does the same in that directory.
+    /// is there is an error. Blocks while another server does the same in that directory, for a second at most.
     pub(super) fn bind(socket: &Socket, options: &UnixOptions) -> io::Result<(UnixPath, DirectoryLock)> {
         let path = &options.path;
         let lock = DirectoryLock::of(path)?;
@@ -73,8 +79,20 @@ impl DirectoryLock {
             _ => Path::new("."),
         };
         let directory = File::open(directory)?;
-        flock(&directory, FlockOperation::LockExclusive)?;
-        Ok(DirectoryLock { _directory: directory })
+        let until = Instant::now() + LOCKED_FOR;
+        // Whoever may read the directory can lock it, and may never give that up; a wait with an end has to look again
+        // and again.
+        loop {
+            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(DirectoryLock { _directory: directory }),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => thread::sleep(LOCKED_FOR / 100),
+                Err(Errno::WOULDBLOCK) => {
+                    let why = "another process keeps its directory locked";
+                    return Err(io::Error::new(io::ErrorKind::WouldBlock, why));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 

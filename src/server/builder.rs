@@ -22,7 +22,9 @@ use crate::config::Config;
 use crate::error::BindError;
 use crate::net::{Address, Datagrams, Sleeper};
 use crate::observer::{MaybeObserver, Observer};
-use crate::task::{Finished, Hooks, OnTask, Pool, Progress, StartError, StateHooks, TaskContext, TaskId, Wake};
+use crate::task::{
+    Finished, Hooks, OnTask, Pool, PoolConfig, Progress, StartError, StateHooks, TaskContext, TaskId, Wake,
+};
 
 /// How far a [`ServerBuilder`] has come.
 pub mod stage {
@@ -373,7 +375,8 @@ where
             Lifecycle::new(before_shutdown.is_some()),
             observer.clone(),
         ));
-        let pool = start_pool(&self.config, &core, Hooks { state: self.task_worker, on_task }, observer)?;
+        let pool_config = self.config.tasks.pool(max_connections);
+        let pool = start_pool(&pool_config, &core, Hooks { state: self.task_worker, on_task }, observer)?;
         let service = Arc::new(Service {
             core: Arc::clone(&core),
             config: self.config,
@@ -430,7 +433,7 @@ fn addresses(
 }
 
 fn start_pool<T, R, W>(
-    config: &Config,
+    config: &PoolConfig,
     core: &Arc<Core>,
     mut hooks: Hooks<T, R, W, ServerHandle>,
     observer: MaybeObserver,
@@ -447,8 +450,7 @@ where
     });
     let owner = Arc::clone(core) as Arc<dyn Wake>;
     let origin = ServerHandle { core: Arc::clone(core) };
-    let pool_config = config.tasks.pool(config.max_connections());
-    match Pool::start(&pool_config, &core.books, hooks, origin, owner, observer) {
+    match Pool::start(config, &core.books, hooks, origin, owner, observer) {
         Ok(pool) => {
             let pool = Arc::new(pool);
             let back_room = Arc::downgrade(&pool) as Weak<dyn BackRoom>;

@@ -101,7 +101,7 @@ impl<T, R, S> Connection<T, R, S> {
     /// which the worker's reads of it may make wait for the disk. Swoole's `sendfile`.
     ///
     /// The bytes take no part in `max_outbox`. An error where the connection is closed or closing, where 16 files
-    /// already wait, and where the file is shorter than that. If it becomes so later, the connection closes.
+    /// already wait for it or an eighth of `max_connections`, at least 16, for all connections, and where the file is shorter than that. If it becomes so later, the connection closes.
     ///
     /// ```
     /// # fn main() -> Result<(), backroom::BindError> {

@@ -152,7 +152,7 @@ impl ServerHandle {
         len: Option<u64>,
     ) -> Result<(), SendFileError> {
         let entry = self.entry(connection).ok_or(SendFileError::Closed)?;
-        let Some(part) = file_part(file, offset, len)? else { return Ok(()) };
+        let Some(part) = file_part(&self.core.registry.files, file, offset, len)? else { return Ok(()) };
         entry.send_file(part).map_err(|error| match error {
             SendError::Closed => SendFileError::Closed,
             SendError::OutboxFull | SendError::TooLong => SendFileError::TooManyFiles,

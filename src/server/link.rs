@@ -16,7 +16,7 @@ use super::timers::{SHORTEST_PERIOD, Timer, TimerId, Timers};
 use crate::error::{SendError, SendFileError, TaskError, TryTaskError};
 #[cfg(feature = "tls")]
 use crate::net::TlsInfo;
-use crate::net::{Address, FilePart, Outbox, Piece, Stream};
+use crate::net::{Address, FileBudget, FilePart, Outbox, Piece, Stream};
 use crate::task::{BeforeWait, Finished, Port, Progress, TaskId, TaskOptions, With};
 
 /// A connection without its session: the client's socket on one side, the back room on the other. From
@@ -158,7 +158,7 @@ impl<T, R, S> Link<T, R, S> {
             self.write_through()?;
             self.wire.outbox.push(bytes).map_err(|_| SendError::OutboxFull)?;
         }
-        self.wire.messages += 1;
+        self.wire.messages += u64::from(!bytes.is_empty());
         if self.wire.outbox.len() >= WRITE_THROUGH {
             self.write_through()?;
         }
@@ -170,10 +170,10 @@ impl<T, R, S> Link<T, R, S> {
         if !matches!(self.state, LinkState::Open) {
             return Err(SendFileError::Closed);
         }
-        if let Some(part) = file_part(file, offset, len)? {
+        if let Some(part) = file_part(&self.server.core.registry.files, file, offset, len)? {
             self.wire.outbox.push_piece(Piece::File(part)).map_err(|_| SendFileError::TooManyFiles)?;
+            self.wire.messages += 1;
         }
-        self.wire.messages += 1;
         Ok(())
     }
 
@@ -262,7 +262,12 @@ impl Wire {
 }
 
 /// The part of the file, if it is there; `None` if it is empty.
-pub(super) fn file_part(file: File, offset: u64, len: Option<u64>) -> Result<Option<FilePart>, SendFileError> {
+pub(super) fn file_part(
+    files: &Arc<FileBudget>,
+    file: File,
+    offset: u64,
+    len: Option<u64>,
+) -> Result<Option<FilePart>, SendFileError> {
     let metadata = file.metadata().map_err(SendFileError::Io)?;
     if !metadata.is_file() {
         return Err(SendFileError::NoFile);
@@ -270,7 +275,10 @@ pub(super) fn file_part(file: File, offset: u64, len: Option<u64>) -> Result<Opt
     let rest = metadata.len().checked_sub(offset).ok_or(SendFileError::OutOfRange)?;
     match len.unwrap_or(rest) {
         0 => Ok(None),
-        len if len <= rest => Ok(Some(FilePart::new(file, offset, len))),
+        len if len <= rest => {
+            let permit = files.permit().ok_or(SendFileError::TooManyFiles)?;
+            Ok(Some(FilePart::new(file, offset, len, permit)))
+        }
         _ => Err(SendFileError::OutOfRange),
     }
 }

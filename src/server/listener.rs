@@ -7,7 +7,6 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use listenfd::ListenFd;
 use socket2::Socket;
 
 use super::admission::Admission;
@@ -108,25 +107,6 @@ impl Listener {
     /// write to.
     pub fn unix(path: impl Into<PathBuf>) -> Listener {
         Listener::at(At::Unix(UnixOptions { path: path.into(), mode: 0o600, owner: (None, None) }))
-    }
-
-    /// On the sockets that whoever started this process has opened for it: the environment's `LISTEN_FDS`, as systemd
-    /// sets it. TCP and Unix listeners are taken in their order, and UDP sockets closed; none is an empty list. Sockets
-    /// are handed over once: a second call finds none.
-    ///
-    /// An error where a descriptor is no socket of these kinds.
-    pub fn inherited() -> io::Result<Vec<Listener>> {
-        let mut sockets = ListenFd::from_env();
-        let mut listeners = Vec::new();
-        for index in 0..sockets.len() {
-            let tcp = sockets.take_tcp_listener(index).map(|socket| socket.map(Listener::from));
-            let unix = |_| sockets.take_unix_listener(index).map(|socket| socket.map(Listener::from));
-            match tcp.or_else(unix) {
-                Ok(listener) => listeners.extend(listener),
-                Err(error) => drop(sockets.take_udp_socket(index).map_err(|_| error)?),
-            }
-        }
-        Ok(listeners)
     }
 
     fn at(at: At) -> Listener {

@@ -305,7 +305,7 @@ impl Mail {
         if written > 0 {
             tally.sent(written, Instant::now());
         }
-        if written == bytes.len() {
+        if written > 0 && written == bytes.len() {
             // The worker counts what it is left.
             tally.messages_sent.add(1);
         }

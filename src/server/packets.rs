@@ -1,27 +1,19 @@
-//! Packet sockets: UDP, a thread for each socket, and tasks from there.
+//! Packet sockets: UDP, and tasks from there.
+
+mod worker;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+
+pub(super) use worker::start;
 
 use super::handle::ServerHandle;
-use super::lifecycle::Phase;
-use super::service::Service;
-use super::workers::Counted;
 use crate::error::{TaskError, TaskFailure};
-use crate::logging::{LogLimit, foreign};
 use crate::net::{Address, Datagrams, Sleeper, Waker};
-use crate::panic::catch;
-use crate::task::{Finished, Port, TaskCallbacks, TaskId, TaskOptions, Wake, With};
-
-/// The largest datagram there is.
-const LARGEST: usize = 64 * 1024;
-/// At most so many outcomes are delivered, and packets received, before the other has its turn.
-const BATCH: usize = 64;
+use crate::task::{Finished, Port, TaskId, TaskOptions, With};
 
 /// A UDP socket, as [`on_packet`](crate::ServerBuilder::on_packet) sees it. It belongs to a thread of its own and is
 /// lent to one callback at a time; so are its tasks' finish closures.
@@ -196,151 +188,9 @@ impl PacketSockets {
     }
 }
 
-/// Serves one packet socket until the server shuts down and its outcomes are delivered.
-pub(super) fn serve_packets<T, R, S>(service: &Service<T, R, S>, idle: IdleSocket)
-where
-    T: Send + 'static,
-    R: Send + 'static,
-    S: 'static,
-{
-    let IdleSocket { datagrams, shared, sleeper } = idle;
-    let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
-    let server = ServerHandle { core: Arc::clone(&service.core) };
-    let socket = PacketSocket { datagrams, shared, port: service.pool.port(wake, service.port_config()), server };
-    let mut worker = PacketWorker {
-        service,
-        socket,
-        sleeper,
-        buffer: vec![0; LARGEST],
-        callbacks: TaskCallbacks::default(),
-        log: LogLimit::default(),
-    };
-    while worker.turn() {}
-    worker.socket.port.end();
-}
-
-struct PacketWorker<'a, T: Send + 'static, R: Send + 'static, S> {
-    service: &'a Service<T, R, S>,
-    socket: PacketSocket<T, R>,
-    sleeper: Sleeper,
-    buffer: Vec<u8>,
-    callbacks: TaskCallbacks<R, PacketSocket<T, R>>,
-    log: LogLimit,
-}
-
-impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
-    /// False if that was the last.
-    fn turn(&mut self) -> bool {
-        let phase = self.service.core.lifecycle.phase();
-        let port = &mut self.socket.port;
-        port.open = phase == Phase::Serving;
-        port.forget_time();
-        port.time_out();
-        self.deliver();
-        let port = &mut self.socket.port;
-        match phase {
-            Phase::Serving => {}
-            Phase::Draining if port.in_flight() == 0 => return false,
-            Phase::Expired if !port.has_message() => return false,
-            _ => {}
-        }
-        let receive = phase == Phase::Serving && !port.should_pause();
-        if !(receive && self.receive()) {
-            self.sleep(phase, receive);
-        }
-        true
-    }
-
-    fn deliver(&mut self) {
-        for _ in 0..BATCH {
-            let Some(delivery) = self.socket.port.next() else { break };
-            let callbacks = &self.callbacks;
-            let socket = &mut self.socket;
-            let returned = catch(|| Port::run(delivery, socket, |socket| &mut socket.port, callbacks));
-            if !matches!(returned, Ok(Ok(()))) {
-                self.socket.port.ledger().finish_errors.add(1);
-            }
-            self.log_failure("a finish closure", returned);
-        }
-    }
-
-    /// False if there are no more packets for now.
-    fn receive(&mut self) -> bool {
-        for _ in 0..BATCH {
-            let (len, from) = match self.socket.datagrams.receive(&mut self.buffer) {
-                Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // What an earlier datagram met on its way, mostly: nobody there.
-                Err(error) => {
-                    log::debug!("packet socket: {error}");
-                    continue;
-                }
-            };
-            self.socket.shared.received.fetch_add(1, Ordering::Relaxed);
-            let Some(on_packet) = &self.service.on_packet else { continue };
-            let (socket, data) = (&mut self.socket, &self.buffer[..len]);
-            let returned = catch(|| on_packet(socket, from, data));
-            self.log_failure("on_packet", returned);
-            if self.socket.port.should_pause() {
-                break;
-            }
-        }
-        true
-    }
-
-    fn sleep(&mut self, phase: Phase, receive: bool) {
-        // Marked first and looked second; whoever has something for us pushes first and looks at the mark second.
-        self.sleeper.mark_asleep();
-        let port = &self.socket.port;
-        if port.has_message() || self.service.core.lifecycle.phase() != phase {
-            return self.sleeper.mark_awake();
-        }
-        let timeout = port.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
-        let source = receive.then(|| self.socket.datagrams.as_fd());
-        if let Err(error) = self.sleeper.sleep(source, true, false, timeout) {
-            log::error!("packet socket: cannot wait: {error}");
-            // Without `poll` there is nothing to wait on, and trying again at once would spin.
-            std::thread::sleep(Duration::from_secs(1));
-        }
-    }
-
-    fn log_failure(&self, what: &str, returned: Result<anyhow::Result<()>, String>) {
-        let failure = match returned {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => format!("failed: {}", foreign(format_args!("{error:#}"))),
-            Err(message) => format!("panicked: {}", foreign(message)),
-        };
-        if let Some(held_back) = self.log.permit() {
-            let address = self.socket.local_addr();
-            log::warn!("packet socket {address}: {what} {failure} ({held_back} more since the last line)");
-        }
-    }
-}
-
 /// Runs on the thread of a packet socket, for each datagram.
 pub(super) type OnPacket<T, R> =
     Box<dyn Fn(&mut PacketSocket<T, R>, SocketAddr, &[u8]) -> anyhow::Result<()> + Send + Sync>;
 
 /// Starts the thread of a packet socket.
 pub(super) type StartPackets = Box<dyn Fn(IdleSocket) -> io::Result<()> + Send>;
-
-/// Starts the thread of one.
-pub(super) fn start<T, R, S>(service: &Arc<Service<T, R, S>>, idle: IdleSocket) -> io::Result<()>
-where
-    T: Send + 'static,
-    R: Send + 'static,
-    S: 'static,
-{
-    let counted = Counted::new(&service.core);
-    let service = Arc::clone(service);
-    let name = format!("backroom-udp-{}", idle.shared.local_addr.port());
-    let run = move || {
-        service.core.claim_thread();
-        if let Err(message) = catch(|| serve_packets(&service, idle)) {
-            log::error!("a packet socket panicked outside its callbacks: {}", foreign(message));
-        }
-        drop(service);
-        drop(counted);
-    };
-    std::thread::Builder::new().name(name).spawn(run).map(drop)
-}

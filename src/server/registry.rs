@@ -15,7 +15,7 @@ use super::mailbox::Mailbox;
 use super::stats::{ClosedStats, RefusedStats, Traffic};
 use super::tally::Tally;
 use crate::error::SendError;
-use crate::net::{Address, FilePart, Piece, Waker};
+use crate::net::{Address, FileBudget, FilePart, Piece, Waker};
 
 pub(super) struct Registry {
     entries: Mutex<Entries>,
@@ -30,6 +30,7 @@ pub(super) struct Registry {
     threads: AtomicUsize,
     acceptors: Vec<Arc<Waker>>,
     pub(super) buffered: Arc<BufferedByAll>,
+    pub(super) files: Arc<FileBudget>,
 }
 
 #[derive(Default)]
@@ -55,7 +56,10 @@ pub(super) struct Entry {
     user: Mutex<Option<Arc<str>>>,
 }
 
+/// Fewer bytes are copied for each.
 const WORTH_SHARING: usize = 256;
+/// So many files may wait however few connections there may be.
+const MIN_FILES: usize = 16;
 
 impl Registry {
     pub(super) fn new(max_connections: usize, max_buffered: usize, acceptors: Vec<Arc<Waker>>) -> Registry {
@@ -69,6 +73,7 @@ impl Registry {
             threads: AtomicUsize::new(0),
             acceptors,
             buffered: Arc::new(BufferedByAll::new(max_buffered)),
+            files: Arc::new(FileBudget::new((max_connections / 8).max(MIN_FILES))),
         }
     }
 

@@ -121,7 +121,7 @@ where
         input_ended: false,
         is_peer_gone: false,
         sleeper,
-        released: false,
+        may_hold_buffers: true,
         patience: Patience::new(),
         turns_awake: 0,
         phase: Phase::Serving,
@@ -158,8 +158,8 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     is_peer_gone: bool,
     sleeper: &'a Sleeper,
     conn: Connection<T, R, S>,
-    /// The buffers were given back, and nothing was read since.
-    released: bool,
+    /// The buffers were not given back, or something has happened since.
+    may_hold_buffers: bool,
     patience: Patience,
     /// Turns of the loop since the socket was last looked at.
     turns_awake: u32,
@@ -218,7 +218,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// Runs the finish closures of the outcomes that are here.
     fn deliver_outcomes(&mut self) -> Result<(), CloseReason> {
         for _ in 0..BATCH {
-            if !self.conn.link.port.has_message() {
+            if !self.conn.link.port.fetch() {
                 break;
             }
             // What the task sent to the client goes before what its finish closure sends. Where not all of it fits,
@@ -227,8 +227,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             if !self.may_deliver() {
                 break;
             }
-            let Some(delivery) = self.conn.link.port.next() else { break };
-            self.clocks.at_work = true;
+            let Some(delivery) = self.conn.link.port.fetched() else { continue };
+            (self.clocks.at_work, self.may_hold_buffers) = (true, true);
             let callbacks = &self.service.callbacks.tasks;
             let returned = Port::run(delivery, &mut self.conn, |conn| &mut conn.link.port, callbacks);
             if let Err(error) = returned {
@@ -247,12 +247,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             let Some(taken) = self.mailbox().take(&self.conn.link.wire.outbox) else { break };
             match taken {
                 Taken::Item(Item::Send(piece, messages)) => {
-                    self.released = false;
+                    self.may_hold_buffers = true;
                     self.conn.link.wire.messages += messages;
                     // Fits, since it was taken for this outbox.
                     let _ = self.conn.link.wire.outbox.push_piece(piece);
                 }
                 Taken::Item(Item::Visit(run)) => {
+                    self.may_hold_buffers = true;
                     let returned = run(&mut self.conn);
                     self.log_if_failed("a closure from elsewhere", returned);
                     self.end_if_closing()?;
@@ -273,7 +274,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let now = Instant::now();
         for _ in 0..BATCH {
             let Some(mut due) = self.conn.link.timers.take_due(now) else { break };
-            self.released = false;
+            self.may_hold_buffers = true;
             let returned = match due.timer {
                 Timer::Once(run) => run(&mut self.conn),
                 Timer::Every(_, ref mut run) => {
@@ -383,7 +384,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         self.turns_awake = 0;
         let read = receive && !self.input_ended && !self.input.may_have_frame();
         let has_buffered = read && (self.conn.link.wire.stream.has_buffered() || self.is_peer_gone);
-        let idle = self.conn.link.port.in_flight() == 0 && !self.released;
+        let idle = self.conn.link.port.in_flight() == 0 && self.may_hold_buffers;
         let slept_at = self.begin_rest();
         // Looked at in any case, since a time may be over while there is always work.
         let time_to_sleep = self.time_to_sleep(read, idle, slept_at)?;
@@ -398,7 +399,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let source = (read || !self.is_peer_gone).then(|| link.wire.stream.as_fd());
         let mailbox = self.mailbox();
         // Not between two requests, where it would only cost.
-        let parked = (self.released && !write).then(|| link.wire.stream.park()).flatten();
+        let parked = (!self.may_hold_buffers && !write).then(|| link.wire.stream.park()).flatten();
         let is_parked = parked.is_some();
         parked.into_iter().for_each(|socket| mailbox.park(socket));
         let slept = self.sleeper.sleep(source, read, write, timeout);
@@ -445,11 +446,11 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         self.input.release();
         self.conn.link.wire.outbox.release();
         self.conn.link.port.release();
-        self.released = true;
+        self.may_hold_buffers = false;
     }
 
     fn read(&mut self) -> Result<(), CloseReason> {
-        self.released = false;
+        self.may_hold_buffers = true;
         match self.input.fill(&mut self.conn.link.wire.stream) {
             Ok(0) => self.input_ended = true,
             Ok(n) => self.conn.link.registered.entry().tally.received(n, self.clocks.now),
@@ -517,9 +518,10 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     fn end_if_done(&mut self) -> Result<(), CloseReason> {
         self.end_if_closing()?;
         let link = &self.conn.link;
-        let settled = link.port.in_flight() == 0 && link.wire.outbox.is_empty();
+        let no_tasks = link.port.in_flight() == 0;
+        let settled = no_tasks && link.wire.outbox.is_empty();
         match self.phase {
-            Phase::Serving if settled && self.clocks.retired => Err(CloseReason::TimedOut(Timeout::Lifetime)),
+            Phase::Serving if no_tasks && self.clocks.retired => Err(CloseReason::TimedOut(Timeout::Lifetime)),
             Phase::Serving if settled && self.input_ended && !self.input.may_have_frame() => Err(CloseReason::Client),
             Phase::Serving => Ok(()),
             Phase::Draining if settled => Err(CloseReason::Shutdown),

@@ -46,6 +46,8 @@ pub(crate) struct Port<T, R, C> {
     deadlines: BTreeSet<(Instant, TaskId)>,
     /// The deadlines of tasks that others submitted in its name.
     foreign_deadlines: FxHashMap<TaskId, Instant>,
+    /// The next in order, once it has been settled which.
+    fetched: Option<Message<R>>,
     /// Came for others while somebody waited, or was decided here.
     pub(super) aside: VecDeque<Message<R>>,
     order: Option<Order<Message<R>>>,
@@ -124,6 +126,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             counted: 0,
             deadlines: BTreeSet::new(),
             foreign_deadlines: FxHashMap::default(),
+            fetched: None,
             aside: VecDeque::new(),
             order: config.in_order.then(Order::new),
             ledger: room.crew.books.open(),
@@ -371,7 +374,7 @@ impl<T, R, C> Drop for Port<T, R, C> {
     fn drop(&mut self) {
         self.address.close(&self.ledger);
         let held = self.order.take().into_iter().flat_map(Order::into_held);
-        for message in self.aside.drain(..).chain(held) {
+        for message in self.fetched.take().into_iter().chain(self.aside.drain(..)).chain(held) {
             self.address.orphan_one(message, &self.ledger);
         }
         for (id, _) in self.repetitions.drain(..) {

@@ -1,11 +1,9 @@
 //! What an outbox does not copy.
 
-use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Sink;
+use super::file_part::FilePart;
 
 /// A part of what waits for a client.
 #[derive(Debug)]
@@ -15,14 +13,6 @@ pub(crate) enum Piece {
     /// Of bytes that go to many.
     Shared(Arc<[u8]>, Range<usize>),
     File(FilePart),
-}
-
-/// So many bytes of a file, from an offset on.
-#[derive(Debug)]
-pub(crate) struct FilePart {
-    file: File,
-    offset: u64,
-    len: u64,
 }
 
 impl Piece {
@@ -56,27 +46,5 @@ impl Piece {
             Piece::Own(_, range) | Piece::Shared(_, range) => range.start += n,
             Piece::File(_) => {}
         }
-    }
-}
-
-impl FilePart {
-    pub(crate) fn new(file: File, offset: u64, len: u64) -> FilePart {
-        FilePart { file, offset, len }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    pub(super) fn send(&mut self, sink: &mut impl Sink, at_most: usize) -> io::Result<usize> {
-        let len = usize::try_from(self.len).unwrap_or(usize::MAX).min(at_most);
-        let n = sink.send_file(&self.file, self.offset, len)?;
-        if n == 0 {
-            // The client was promised more.
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file has become shorter"));
-        }
-        self.offset += n as u64;
-        self.len -= n as u64;
-        Ok(n)
     }
 }

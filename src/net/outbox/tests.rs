@@ -60,6 +60,10 @@ fn shared(bytes: &[u8]) -> Piece {
 }
 
 /// A file with these bytes, which is gone when it is closed.
+fn part_of(file: File, offset: u64, len: u64) -> FilePart {
+    FilePart::new(file, offset, len, Arc::new(FileBudget::new(1)).permit().unwrap())
+}
+
 fn file_of(bytes: &[u8]) -> File {
     let name = format!("backroom-outbox-{}-{:?}", std::process::id(), std::thread::current().id());
     let path = std::env::temp_dir().join(name);
@@ -178,7 +182,7 @@ fn a_file_takes_its_turn_no_memory_and_not_more_than_it_was_given() {
     let text: Vec<u8> = (0..10_000u32).flat_map(u32::to_be_bytes).collect();
     let mut outbox = outbox(100);
     outbox.push(b"before").unwrap();
-    outbox.push_piece(Piece::File(FilePart::new(file_of(&text), 100, 30_000))).unwrap();
+    outbox.push_piece(Piece::File(part_of(file_of(&text), 100, 30_000))).unwrap();
     outbox.push(b"after").unwrap();
     assert_eq!(outbox.len(), 11);
     let mut client = Trickle::default();
@@ -192,7 +196,7 @@ fn a_file_takes_its_turn_no_memory_and_not_more_than_it_was_given() {
 #[test]
 fn a_file_that_has_become_shorter_is_an_error() {
     let mut outbox = outbox(100);
-    outbox.push_piece(Piece::File(FilePart::new(file_of(b"short"), 0, 100))).unwrap();
+    outbox.push_piece(Piece::File(part_of(file_of(b"short"), 0, 100))).unwrap();
     let mut client = Trickle { room: 1000, ..Trickle::default() };
     assert_eq!(outbox.flush(&mut client).unwrap(), 5, "what was there is known to have gone out");
     assert_eq!(outbox.flush(&mut client).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
@@ -202,7 +206,7 @@ fn a_file_that_has_become_shorter_is_an_error() {
 fn only_so_many_files_may_wait() {
     let mut outbox = outbox(100);
     let file = file_of(b"x");
-    let part = || Piece::File(FilePart::new(file.try_clone().unwrap(), 0, 1));
+    let part = || Piece::File(part_of(file.try_clone().unwrap(), 0, 1));
     for _ in 0..MAX_FILES {
         outbox.push_piece(part()).unwrap();
     }

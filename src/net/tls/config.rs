@@ -231,8 +231,12 @@ impl Tls {
         Ok(Tls(Arc::new(Current { config: Mutex::new(Some(config)), rustls })))
     }
 
-    /// With a configuration of rustls, for what [`TlsConfig`] has no setter for.
-    pub fn from_rustls(config: Arc<ServerConfig>) -> Tls {
+    /// With a configuration of rustls, for what [`TlsConfig`] has no setter for. Early data is not taken, whatever it
+    /// says: others can send it again, and `on_receive` could not tell. Its clients send it once more after the handshake.
+    pub fn from_rustls(mut config: Arc<ServerConfig>) -> Tls {
+        if config.max_early_data_size > 0 {
+            Arc::make_mut(&mut config).max_early_data_size = 0;
+        }
         Tls(Arc::new(Current { config: Mutex::new(None), rustls: RwLock::new(config) }))
     }
 

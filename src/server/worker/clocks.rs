@@ -13,7 +13,7 @@ pub(super) struct Clocks {
     /// When it last woke.
     pub(super) now: Instant,
     /// The end of `max_lifetime`.
-    expires_at: Option<Instant>,
+    pub(super) expires_at: Option<Instant>,
     /// No long time is over before this: then it looks at each.
     look_at: Option<Instant>,
     /// It is too old, and takes nothing new.

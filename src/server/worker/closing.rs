@@ -53,7 +53,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if flushed && !is_aborted {
             self.conn.link.wire.stream.end_tls();
         }
-        if may_be_sending {
+        if may_be_sending && !self.is_quiet() {
             self.linger();
         }
     }
@@ -93,8 +93,11 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         }
     }
 
-    /// Writes the rest of the outbox, for as long as the client takes some of it within the write timeout.
+    /// Writes the rest of the outbox, for as long as the client takes some of it within the write timeout, and until so
+    /// long after its lifetime.
     fn flush_out(&mut self) -> bool {
+        let until = self.clocks.expires_at.map(|at| at.max(Instant::now()));
+        let until = until.and_then(|at| at.checked_add(self.limits.write_timeout));
         loop {
             if self.flush().is_err() {
                 return false;
@@ -108,6 +111,11 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 return false;
             }
             let Ok(timeout) = write_time_left(outbox, self.limits) else { return false };
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            let timeout = timeout.into_iter().chain(left).min();
             match self.sleeper.sleep(Some(stream.as_fd()), false, true, timeout) {
                 Ok(ready) if !ready.hung_up => {}
                 _ => return false,
@@ -115,11 +123,11 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         }
     }
 
-    /// Reads and forgets what the client still sends, until it closes too. One that has been idle sends nothing.
+    /// Reads and forgets what the client still sends, until it closes too.
     fn linger(&mut self) {
         self.conn.link.wire.stream.shutdown_write();
         let until = Instant::now() + LINGER;
-        while !self.released {
+        loop {
             self.sleeper.mark_asleep();
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || self.core.lifecycle.phase() == Phase::Expired {

@@ -16,7 +16,8 @@ const GATHERED: usize = 128;
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Whether there may be something to deliver.
     pub(crate) fn has_message(&self) -> bool {
-        !self.aside.is_empty()
+        self.fetched.is_some()
+            || !self.aside.is_empty()
             || !self.address.receiver().is_empty()
             || self.order.as_ref().is_some_and(Order::has_next)
     }
@@ -63,15 +64,35 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// The next thing that is here, with what is to run for it.
     #[inline]
     pub(crate) fn next(&mut self) -> Option<Delivery<R, C>> {
-        loop {
-            let message = match self.order {
-                None => self.next_message()?,
-                Some(_) => self.next_in_order()?,
-            };
-            if let Some(delivery) = self.deliver(message) {
-                return Some(delivery);
+        while self.fetch() {
+            let delivery = self.fetched();
+            if delivery.is_some() {
+                return delivery;
             }
         }
+        None
+    }
+
+    /// Settles what comes next, if anything is here: what its task has done before it gave this has happened by now.
+    #[inline]
+    pub(crate) fn fetch(&mut self) -> bool {
+        if self.order.is_none() {
+            return self.has_message();
+        }
+        if self.fetched.is_none() {
+            self.fetched = self.next_in_order();
+        }
+        self.fetched.is_some()
+    }
+
+    /// What was fetched, with what is to run for it; `None` if that is nothing.
+    #[inline]
+    pub(crate) fn fetched(&mut self) -> Option<Delivery<R, C>> {
+        let message = match self.order {
+            None => self.next_message()?,
+            Some(_) => self.fetched.take()?,
+        };
+        self.deliver(message)
     }
 
     #[inline]
