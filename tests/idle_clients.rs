@@ -66,6 +66,8 @@ fn their_worker_sleeps_on_while_they_are_sent_to() {
             house.server.handle.send(id, format!("{number}\n")).unwrap();
             house.server.handle.broadcast(format!("and {number}\n"));
         }
+        // What is empty is no message.
+        house.server.handle.send(id, "").unwrap();
         for number in 0..100 {
             assert_eq!((client.line(), client.line()), (number.to_string(), format!("and {number}")));
         }
