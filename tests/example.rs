@@ -5,6 +5,7 @@ mod common;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
@@ -112,6 +113,28 @@ fn at_sigint_it_finishes_what_it_accepted() {
     let (output, status) = example.end();
     assert!(status.success());
     assert_eq!(output, "shutdown: accepted=3 done=3 failed=0 abandoned=0 orphaned=0\n");
+}
+
+#[test]
+fn at_a_sigterm_at_any_moment_it_loses_nothing_that_it_accepted() {
+    const TIMES: u64 = 40;
+    for number in 0..TIMES {
+        let mut example = Example::start(&["--listen", "127.0.0.1:0", "--task-ms", "1", "--quiet"]);
+        let mut client = example.client();
+        assert_eq!(client.ask("ping"), "pong");
+        let mut writer = client.socket.get_ref().try_clone().unwrap();
+        let writes = thread::spawn(move || while writer.write_all(b"a\n").is_ok() {});
+        // The moment at which the signal comes.
+        thread::sleep(Duration::from_micros(number * 250));
+        example.signal(Signal::TERM);
+        let rest = client.rest();
+        let answers = rest.lines().filter(|line| *line == "a -> OK").count();
+        client.socket.get_ref().shutdown(Shutdown::Both).unwrap();
+        writes.join().unwrap();
+        let (output, status) = example.end();
+        assert!(status.success());
+        assert_eq!(output, format!("shutdown: accepted={answers} done={answers} failed=0 abandoned=0 orphaned=0\n"));
+    }
 }
 
 #[test]

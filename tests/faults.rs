@@ -3,13 +3,16 @@
 mod common;
 
 use std::collections::HashSet;
-use std::net::TcpStream;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backroom::{CloseReason, Framing, Limits, Server, ServerBuilder, TaskError, TaskOptions, TaskPool, stage};
+use backroom::{
+    Address, CloseReason, Framing, Limits, Listener, Server, ServerBuilder, TaskError, TaskOptions, TaskPool, stage,
+};
 use common::{Client, Gate, PATIENCE, Running, events, eventually, log_from, run, succeeds};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -215,8 +218,10 @@ fn short_of_descriptors_it_waits_without_spinning_and_recovers_within_a_second()
     let Some(mut child) = in_child!() else {
         let hard = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: Some(FILES), maximum: hard }).unwrap();
-        let server = echo(|builder| builder.max_connections(1000));
-        eprintln!("{}", server.addr());
+        // Two acceptors, which must not wake each other either.
+        let server = echo(|builder| builder.max_connections(1000).listen(Listener::tcp("127.0.0.1:0")));
+        let addresses: Vec<String> = server.handle.local_addrs().iter().map(Address::to_string).collect();
+        eprintln!("{}", addresses.join(" "));
         // The clients are the other process's; it says on the standard input when to measure.
         let mut line = String::new();
         std::io::stdin().read_line(&mut line).unwrap();
@@ -228,18 +233,19 @@ fn short_of_descriptors_it_waits_without_spinning_and_recovers_within_a_second()
         server.stop();
         return;
     };
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead, BufReader};
     let mut stdin = child.stdin.take().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
-    let addr = loop {
+    let addresses: [SocketAddr; 2] = loop {
         line.clear();
         assert!(stderr.read_line(&mut line).unwrap() > 0, "the child ended");
-        if let Ok(addr) = line.trim().parse::<std::net::SocketAddr>() {
-            break addr;
+        let addresses: Result<Vec<_>, _> = line.split_whitespace().map(str::parse).collect();
+        if let Some(addresses) = addresses.ok().and_then(|addresses| addresses.try_into().ok()) {
+            break addresses;
         }
     };
-    let mut clients: Vec<Client> = (0..200).map(|_| Client::connect(addr)).collect();
+    let mut clients: Vec<Client> = (0..200).map(|number| Client::connect(addresses[number % 2])).collect();
     for client in &mut clients {
         client.send("x\n");
     }
@@ -400,7 +406,7 @@ fn a_client_that_never_reads_costs_no_more_memory_than_its_limits_say() {
         // Until the server reads no more. A million lines are more than the kernel holds, and would be 16 GiB of
         // answers.
         let line = [[b'x'; 99].as_slice(), b"\n"].concat();
-        let sent = (0..1_000_000).take_while(|_| std::io::Write::write_all(&mut deaf, &line).is_ok()).count();
+        let sent = (0..1_000_000).take_while(|_| deaf.write_all(&line).is_ok()).count();
         assert!(sent < 1_000_000);
         let (grown, tasks) = (resident() - before, server.handle.stats().tasks);
         // The outbox, doubled while it grows, and as many results as may be in flight.
@@ -414,7 +420,11 @@ fn a_client_that_never_reads_costs_no_more_memory_than_its_limits_say() {
 }
 
 fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    resident_of(std::process::id())
+}
+
+fn resident_of(process: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
@@ -570,5 +580,63 @@ fn a_client_that_is_gone_raises_no_signal_that_could_end_the_program() {
         server.stop();
         return;
     };
+    succeeds(child);
+}
+
+/// Says where it listens, and serves until the other process says that it is enough.
+fn serve_for_another_process(server: Running) {
+    eprintln!("at {}", server.addr());
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    server.stop();
+}
+
+/// Where such a child listens.
+fn address_of(child: &mut std::process::Child) -> SocketAddr {
+    let stderr = child.stderr.as_mut().unwrap();
+    // Byte by byte, so that what follows is left for the end.
+    let lines = std::iter::repeat_with(|| {
+        let byte = |stderr: &mut std::process::ChildStderr| {
+            let mut byte = [0];
+            std::io::Read::read_exact(stderr, &mut byte).expect("the child ended");
+            byte[0]
+        };
+        let line: Vec<u8> = std::iter::repeat_with(|| byte(stderr)).take_while(|byte| *byte != b'\n').collect();
+        String::from_utf8(line).unwrap()
+    });
+    lines.filter_map(|line| line.strip_prefix("at ")?.parse().ok()).next().unwrap()
+}
+
+#[test]
+fn nine_thousand_clients_at_once_are_served_and_come_and_go_and_cost_little_memory() {
+    const CLIENTS: usize = 9_000;
+    let Some(mut child) = in_child!() else {
+        common::raise_file_limit();
+        return serve_for_another_process(echo(|builder| builder.max_connections(CLIENTS)));
+    };
+    common::raise_file_limit();
+    let files = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| files as usize);
+    // In the child, each has two descriptors.
+    let count = CLIENTS.min((files - 200) / 2);
+    let addr = address_of(&mut child);
+    let connect = || {
+        let mut client = Client::connect(addr);
+        client.send("x\n");
+        client
+    };
+    let mut clients: Vec<Client> = (0..count).map(|_| connect()).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.line(), "x"));
+    let memory = || resident_of(child.id()) / count;
+    let at_first = memory();
+    assert!(at_first < 48 * 1024, "{at_first} bytes for each");
+    for _ in 0..3 {
+        clients.truncate(count - count / 10);
+        clients.extend((clients.len()..count).map(|_| connect()));
+        clients[count - count / 10..].iter_mut().for_each(|client| assert_eq!(client.line(), "x"));
+    }
+    assert!(memory() < at_first + at_first / 4, "{} bytes for each, and {at_first} before", memory());
+    clients.iter_mut().step_by(10).for_each(|client| assert_eq!(client.ask("y"), "y"));
+    drop(clients);
+    child.stdin.take().unwrap().write_all(b"enough\n").unwrap();
     succeeds(child);
 }

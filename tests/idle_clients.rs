@@ -1,6 +1,8 @@
 //! Clients that have been idle: what is sent to them from elsewhere goes out without their worker, and nothing else
 //! differs.
 
+#![allow(clippy::unit_arg)]
+
 mod common;
 
 use std::io::Read;

@@ -11,7 +11,8 @@ use backroom::{
     BindError, CloseReason, Framing, Limits, SendError, Server, ServerBuilder, SocketOptions, TaskError, WhenQueueFull,
     stage,
 };
-use common::{Client, Gate, PATIENCE, Running, events, eventually, run};
+use common::house::{slow_client, small_buffers};
+use common::{Client, Events, Gate, PATIENCE, Running, events, eventually, run};
 
 type Builder = ServerBuilder<Vec<u8>, Vec<u8>, (), (), stage::State>;
 
@@ -489,10 +490,32 @@ fn what_cannot_work_is_an_error_from_bind_that_names_it() {
     );
     assert!(bind(|builder| builder.worker_stack_size(1)).starts_with("worker_stack_size: "));
     assert!(bind(|builder| builder.task_worker_stack_size(1)).starts_with("task_worker_stack_size: "));
-    assert_eq!(
-        bind(|builder| builder.limits(Limits::new().write_timeout(Duration::ZERO))),
-        "write_timeout: it is zero"
-    );
+    assert_eq!(bind(|builder| builder.max_buffered(0)), "max_buffered: 0 is less than 1");
+    for (problem, set) in [
+        (
+            "handshake_timeout: it is zero",
+            (|limits, time| limits.handshake_timeout(time)) as fn(Limits, Duration) -> Limits,
+        ),
+        ("frame_timeout: it is zero", |limits, time| limits.frame_timeout(time)),
+        ("write_timeout: it is zero", |limits, time| limits.write_timeout(time)),
+        ("idle_timeout: it is zero", |limits, time| limits.idle_timeout(time)),
+        ("silence_timeout: it is zero", |limits, time| limits.silence_timeout(time)),
+        ("max_lifetime: it is zero", |limits, time| limits.max_lifetime(time)),
+        ("max_connections_per_address: 0 is less than 1", |limits, _| limits.max_connections_per_address(0)),
+        ("accept_rate_per_address: 0 is less than 1", |limits, _| limits.accept_rate_per_address(0, PATIENCE)),
+        ("accept_rate_per_address: within less than 1 ms", |limits, time| limits.accept_rate_per_address(1, time)),
+        ("watermarks: 1 and 2, where low is above high or high above max_outbox", |limits, _| limits.watermarks(1, 2)),
+        ("watermarks: 11 and 2, where low is above high or high above max_outbox", |limits, _| {
+            limits.watermarks(11, 2).max_outbox(10)
+        }),
+    ] {
+        let bound = Server::builder::<(), ()>()
+            .limits(set(Limits::new(), Duration::ZERO))
+            .on_receive(|_, _| Ok(()))
+            .on_task(|_, ()| Ok(()))
+            .bind("127.0.0.1:0");
+        assert_eq!(bound.expect_err("an error").to_string(), problem);
+    }
     assert_eq!(
         bind(|builder| builder.framing(Framing::delimiter("123456789"))),
         "framing: a delimiter must have 1 to 8 bytes"
@@ -644,4 +667,66 @@ fn when_all_connections_keep_too_much_those_that_keep_most_close_and_the_others_
     assert!(server.handle.stats().closed.overloaded >= 1);
     drop(deaf);
     server.stop_within(PATIENCE);
+}
+
+/// A server whose connections together may keep so much, and whether each that closes did so for that.
+fn keeping(max_buffered: usize, limits: Limits) -> (Running, Events<bool>) {
+    let (report, closed) = events();
+    let server = Server::builder::<(), ()>()
+        .framing(Framing::lines())
+        .max_buffered(max_buffered)
+        .limits(limits)
+        .socket_options(small_buffers())
+        .on_receive(|conn, _| Ok(conn.send("pong\n")?))
+        .on_task(|_, ()| Ok(()))
+        .on_close(move |_, reason| Ok(report.send(matches!(reason, CloseReason::Overloaded))?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    (run(server), closed)
+}
+
+#[test]
+fn frames_that_are_not_whole_count_with_what_all_connections_keep() {
+    const FRAME: usize = 1 << 20;
+    let (server, closed) = keeping(4 * FRAME, Limits::new().max_frame(2 * FRAME));
+    let mut modest = server.client();
+    let unfinished = |mut client: Client| {
+        // The last of them are not read to their end.
+        let _ = client.socket.get_mut().write_all(&vec![b'x'; FRAME]);
+        client
+    };
+    let clients: Vec<Client> = (0..8).map(|_| unfinished(server.client())).collect();
+    assert!(closed.next());
+    assert_eq!(modest.ask("ping"), "pong");
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn what_others_send_a_client_counts_with_what_all_connections_keep_and_a_broadcast_does_not() {
+    const OUTBOX: usize = 1 << 20;
+    // More than eight outboxes, and less than those with their mailboxes.
+    let (server, closed) = keeping(12 * OUTBOX, Limits::new().max_outbox(OUTBOX));
+    let deaf: Vec<Client> = (0..8).map(|_| slow_client(server.addr())).collect();
+    eventually("they are known", || server.handle.connections().count() == 8);
+    // All that a mailbox and an outbox take.
+    for _ in 0..2 {
+        eventually("all of them take it", || {
+            let broadcast = server.handle.broadcast(vec![b'x'; OUTBOX / 2]);
+            broadcast.refused == 8
+        });
+    }
+    assert_eq!(server.client().ask("ping"), "pong");
+    assert!(!closed.next(), "who has said ping");
+    drop(deaf);
+    (0..8).for_each(|_| assert!(!closed.next(), "it is its client that closed it"));
+
+    let deaf: Vec<Client> = (0..8).map(|_| slow_client(server.addr())).collect();
+    eventually("they are known", || server.handle.connections().count() == 8);
+    for connection in server.handle.connections().list() {
+        while server.handle.send(connection.id, vec![b'x'; OUTBOX / 2]).is_ok() {}
+    }
+    assert!(closed.next());
+    drop(deaf);
+    server.stop();
 }

@@ -19,7 +19,7 @@ use backroom::{
     Address, BindError, CloseReason, Connection, Framing, Inherited, LengthPrefix, LengthType, Limits, Listener,
     ProxyProtocol, Server, ServerBuilder, SocketOptions, stage,
 };
-use common::{Client, Gate, PATIENCE, TempDir, events, eventually, has_ipv6, run, succeeds};
+use common::{Client, Gate, PATIENCE, TempDir, events, eventually, has_ipv6, log_from, run, succeeds};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -174,6 +174,35 @@ fn a_listener_on_all_addresses_is_reached_by_ipv4_and_ipv6() {
         eventually("it is closed", || server.handle.stats().connections == 0);
     }
     server.stop();
+}
+
+#[test]
+fn the_log_says_where_clients_can_connect_and_warns_of_those_who_speak_openly_over_a_network() {
+    let Some(child) = in_child!() else {
+        let logged = log_from(log::LevelFilter::Info);
+        let directory = TempDir::new(test_name!());
+        let server = build_packets(|builder| {
+            builder
+                .listen(loopback())
+                .listen(Listener::tcp("0.0.0.0:0").name("open"))
+                .listen(Listener::unix(directory.join("socket")))
+                .listen_udp("127.0.0.1:0")
+        });
+        let addresses = server.local_addrs().to_vec();
+        drop(server);
+        let lines = logged.lock().clone();
+        for address in &addresses {
+            assert!(
+                lines.iter().any(|line| line.starts_with("INFO ") && line.contains(&address.to_string())),
+                "{lines:?}"
+            );
+        }
+        let warnings: Vec<_> = lines.iter().filter(|line| line.starts_with("WARN ")).collect();
+        let says = "is not of this machine alone, and its clients speak without TLS";
+        assert_eq!(warnings, [&format!("WARN {} {says}", addresses[1])]);
+        return;
+    };
+    succeeds(child);
 }
 
 #[test]

@@ -248,6 +248,22 @@ fn a_header_that_never_comes_is_waited_for_as_long_as_the_handshake_timeout_says
 }
 
 #[test]
+fn nothing_is_for_a_client_whose_header_is_awaited() {
+    let Telling { server, told } = on_loopback();
+    let mut client = server.client();
+    client.send(&V1[..10]);
+    eventually("it is accepted", || server.handle.stats().accepted_connections == 1);
+    let broadcast = server.handle.broadcast("for those who are here\n");
+    assert_eq!((broadcast.sent, broadcast.refused, server.handle.connections().count()), (0, 0, 0));
+    client.send(&V1[10..]);
+    assert_eq!(told.next(), "192.0.2.1:1000");
+    assert_eq!(server.handle.broadcast("for those who are here now\n").sent, 1);
+    assert_eq!(client.line(), "for those who are here now");
+    drop(client);
+    server.stop();
+}
+
+#[test]
 fn a_shutdown_does_not_wait_for_a_header() {
     let limits = Limits::new().handshake_timeout(Duration::MAX);
     let Telling { server, told } = telling(Listener::tcp("127.0.0.1:0"), limits);

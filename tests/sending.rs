@@ -9,7 +9,7 @@ use std::thread;
 
 use backroom::{Broadcast, ConnectionId, Limits, SendError, SendFileError, ServerHandle};
 use common::house::{Conn, Guest, House, SHORT, Told, job, slow_client, small_buffers};
-use common::{Client, cpu_time, events, eventually, succeeds};
+use common::{Client, cpu_time, events, eventually, resident_bytes, succeeds};
 
 #[test]
 fn what_task_workers_and_other_threads_send_arrives_whole_and_in_the_order_of_each() {
@@ -90,6 +90,25 @@ fn a_broadcast_reaches_all_whole_and_in_order_beside_a_client_that_reads_nothing
     assert!(lines.lines().eq(sent), "{} bytes", lines.len());
     drop(clients);
     house.server.stop();
+}
+
+#[test]
+fn the_bytes_of_a_broadcast_are_kept_once_however_many_take_them_late() {
+    const CLIENTS: usize = 200;
+    const LEN: usize = 1 << 20;
+    let Some(child) = in_child!() else {
+        let house = House::open(|builder| builder.socket_options(small_buffers()));
+        let deaf: Vec<Guest> = (0..CLIENTS).map(|_| house.welcome(slow_client(house.server.addr()))).collect();
+        let before = resident_bytes();
+        assert_eq!(house.handle().broadcast(vec![b'x'; LEN]).sent, CLIENTS);
+        deaf.iter().for_each(Guest::turns);
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < 20 * LEN, "{grown} bytes more");
+        drop(deaf);
+        house.server.stop();
+        return;
+    };
+    succeeds(child);
 }
 
 #[test]

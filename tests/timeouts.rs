@@ -5,7 +5,9 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::sync::Barrier;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -387,6 +389,58 @@ fn who_is_protected_is_neither_idle_nor_silent_and_nothing_else() {
         scope.spawn(|| protected(patient().write_timeout(TIME), "much\n", "TimedOut(Write)"));
         scope.spawn(|| protected(patient().max_lifetime(TIME * 4), "", "TimedOut(Lifetime)"));
     });
+}
+
+/// A way to the server on which, from some moment on, nothing arrives any more and nobody is told: a cable is cut.
+struct Cable {
+    cut: Arc<AtomicBool>,
+    addr: SocketAddr,
+}
+
+impl Cable {
+    fn to(server: SocketAddr) -> Cable {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (addr, cut) = (listener.local_addr().unwrap(), Arc::<AtomicBool>::default());
+        let is_cut = Arc::clone(&cut);
+        thread::spawn(move || {
+            let (client, _) = listener.accept().unwrap();
+            let server = TcpStream::connect(server).unwrap();
+            thread::scope(|scope| {
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let is_cut = &is_cut;
+                    scope.spawn(move || {
+                        let (mut from, mut to, mut some) = (from, to, [0; 1024]);
+                        while let Ok(n @ 1..) = from.read(&mut some) {
+                            while is_cut.load(Ordering::Relaxed) {
+                                thread::park();
+                            }
+                            let _ = to.write_all(&some[..n]);
+                        }
+                    });
+                }
+            });
+        });
+        Cable { cut, addr }
+    }
+
+    fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn who_is_cut_off_without_a_word_is_idle_in_the_end_and_takes_nothing_where_something_is_sent() {
+    for (line, timeout) in [("hush\n", "TimedOut(Idle)"), ("much\n", "TimedOut(Write)")] {
+        let Obedient { server, closed, .. } = obedient(patient().idle_timeout(TIME * 2).write_timeout(TIME));
+        let cable = Cable::to(server.addr());
+        let mut client = Client::connect(cable.addr);
+        assert_eq!(client.ask("hello"), "hello");
+        client.send(line);
+        eventually("it has come", || server.handle.stats().traffic.frames_received == 2);
+        cable.cut();
+        assert_eq!(closed.next(), timeout);
+        server.stop();
+    }
 }
 
 #[test]
