@@ -702,31 +702,36 @@ fn frames_that_are_not_whole_count_with_what_all_connections_keep() {
     server.stop();
 }
 
+/// Clients that read nothing, once the server knows of them.
+fn deaf_clients(count: usize, server: &Running) -> Vec<Client> {
+    let deaf = (0..count).map(|_| slow_client(server.addr())).collect();
+    eventually("they are known", || server.handle.connections().count() == count);
+    deaf
+}
+
 #[test]
-fn what_others_send_a_client_counts_with_what_all_connections_keep_and_a_broadcast_does_not() {
+fn what_others_send_a_client_counts_with_what_all_connections_keep() {
     const OUTBOX: usize = 1 << 20;
     // More than eight outboxes, and less than those with their mailboxes.
     let (server, closed) = keeping(12 * OUTBOX, Limits::new().max_outbox(OUTBOX));
-    let deaf: Vec<Client> = (0..8).map(|_| slow_client(server.addr())).collect();
-    eventually("they are known", || server.handle.connections().count() == 8);
-    // All that a mailbox and an outbox take.
-    for _ in 0..2 {
-        eventually("all of them take it", || {
-            let broadcast = server.handle.broadcast(vec![b'x'; OUTBOX / 2]);
-            broadcast.refused == 8
-        });
-    }
-    assert_eq!(server.client().ask("ping"), "pong");
-    assert!(!closed.next(), "who has said ping");
-    drop(deaf);
-    (0..8).for_each(|_| assert!(!closed.next(), "it is its client that closed it"));
-
-    let deaf: Vec<Client> = (0..8).map(|_| slow_client(server.addr())).collect();
-    eventually("they are known", || server.handle.connections().count() == 8);
+    let deaf = deaf_clients(8, &server);
     for connection in server.handle.connections().list() {
         while server.handle.send(connection.id, vec![b'x'; OUTBOX / 2]).is_ok() {}
     }
     assert!(closed.next());
     drop(deaf);
+    server.stop();
+}
+
+#[test]
+fn what_is_broadcast_does_not_count_with_what_all_connections_keep() {
+    const OUTBOX: usize = 1 << 20;
+    let (server, closed) = keeping(2 * OUTBOX, Limits::new().max_outbox(OUTBOX));
+    let deaf = deaf_clients(8, &server);
+    eventually("none of them takes more", || server.handle.broadcast(vec![b'x'; OUTBOX / 2]).refused == 8);
+    assert_eq!(server.client().ask("ping"), "pong");
+    assert!(!closed.next(), "who has said ping");
+    drop(deaf);
+    (0..8).for_each(|_| assert!(!closed.next(), "it is its client that closed it"));
     server.stop();
 }
