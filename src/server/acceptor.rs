@@ -10,7 +10,7 @@ use super::admission::Refusal;
 use super::core::Core;
 use super::lifecycle::Phase;
 use super::listener::OpenListener;
-use super::registry::Place;
+use super::places::Place;
 use super::worker::Accepted;
 use crate::logging::LogLimit;
 use crate::net::{AcceptError, Sleeper, Stream, Waker};
@@ -48,7 +48,7 @@ impl Acceptor {
     /// Accepts until the server shuts down; nothing else ends it.
     pub(super) fn run(&mut self) {
         while self.serving() {
-            let Some(mut place) = self.core.registry.take_place() else {
+            let Some(mut place) = self.core.places.take() else {
                 // The backlog of the kernel is the queue now.
                 self.wait_for_place();
                 continue;
@@ -128,14 +128,14 @@ impl Acceptor {
 
     /// Blocks until a place is free.
     fn wait_for_place(&self) {
-        self.sleep_until(|| self.core.registry.has_place(), None);
+        self.sleep_until(|| self.core.places.has_place(), None);
     }
 
     /// Blocks for a time, or until a connection has closed. A place that another acceptor gives back unused is no reason
     /// to try again: the two would wake each other without end.
     fn back_off(&self, time: Duration) {
-        let connections = self.core.registry.connections();
-        self.sleep_until(|| self.core.registry.connections() < connections, Instant::now().checked_add(time));
+        let connections = self.core.places.connections();
+        self.sleep_until(|| self.core.places.connections() < connections, Instant::now().checked_add(time));
     }
 
     /// Blocks until `done`, the deadline or a shutdown. Whoever makes it done wakes those that are marked asleep.

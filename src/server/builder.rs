@@ -1,30 +1,23 @@
 //! How a server is put together.
 
-use std::any::TypeId;
+mod build;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use super::acceptor::{Acceptor, Hire};
 use super::close_reason::CloseReason;
 use super::connection::Connection;
-use super::core::Core;
 use super::handle::ServerHandle;
-use super::lifecycle::{Lifecycle, ShutdownReport};
-use super::listener::{Listener, OpenListener, TcpAddresses};
-use super::packets::{self, OnPacket, PacketSocket, PacketSockets, StartPackets};
-use super::registry::Registry;
-use super::service::{Callbacks, MakeSession, OnReceive, Service};
-use super::workers::Workers;
-use super::{BackRoom, Doors, RunHooks, Server};
+use super::lifecycle::ShutdownReport;
+use super::listener::{Listener, TcpAddresses};
+use super::packets::{OnPacket, PacketSocket};
+use super::service::{Callbacks, MakeSession, OnReceive};
 use crate::config::Config;
-use crate::error::BindError;
-use crate::net::{Address, Datagrams, Sleeper};
+use crate::net::Address;
 use crate::observer::{MaybeObserver, Observer};
-use crate::task::{
-    Finished, Hooks, OnTask, Pool, PoolConfig, Progress, StartError, StateHooks, TaskContext, TaskId, Wake,
-};
+use crate::task::{Finished, OnTask, Progress, StateHooks, TaskContext, TaskId};
 
 /// How far a [`ServerBuilder`] has come.
 pub mod stage {
@@ -48,7 +41,7 @@ pub(super) type OnShutdown = Box<dyn FnOnce(&ShutdownReport) -> anyhow::Result<(
 #[must_use]
 pub struct ServerBuilder<T, R, S = (), W = (), Stage = stage::State> {
     pub(crate) config: Config,
-    pub(super) places: Places,
+    pub(super) listens_at: ListensAt,
     hooks: ServerHooks,
     session: MakeSession<S>,
     task_worker: StateHooks<W>,
@@ -61,7 +54,7 @@ pub struct ServerBuilder<T, R, S = (), W = (), Stage = stage::State> {
 
 /// Where clients come in.
 #[derive(Default)]
-pub(super) struct Places {
+pub(super) struct ListensAt {
     listeners: Vec<Listener>,
     udp: Vec<UdpAt>,
 }
@@ -83,21 +76,27 @@ struct ServerHooks {
 impl<T, R> ServerBuilder<T, R> {
     pub(super) fn new() -> Self {
         let (session, task_worker) = (Box::new(|_: &Address| ()), StateHooks::new(|_| Ok(())));
-        ServerBuilder::with_states(Config::default(), Places::default(), ServerHooks::default(), session, task_worker)
+        ServerBuilder::with_states(
+            Config::default(),
+            ListensAt::default(),
+            ServerHooks::default(),
+            session,
+            task_worker,
+        )
     }
 }
 
 impl<T, R, S, W> ServerBuilder<T, R, S, W> {
     fn with_states(
         config: Config,
-        places: Places,
+        listens_at: ListensAt,
         hooks: ServerHooks,
         session: MakeSession<S>,
         task_worker: StateHooks<W>,
     ) -> ServerBuilder<T, R, S, W> {
         ServerBuilder {
             config,
-            places,
+            listens_at,
             hooks,
             session,
             task_worker,
@@ -116,7 +115,7 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
     /// need not be `Send`. If it panics, that connection is closed, without `on_close`. It runs for a client too whose
     /// TLS handshake or proxy's header has failed, since `on_close` is told of that.
     pub fn session<S2>(self, make: impl Fn(&Address) -> S2 + Send + Sync + 'static) -> ServerBuilder<T, R, S2, W> {
-        ServerBuilder::with_states(self.config, self.places, self.hooks, Box::new(make), self.task_worker)
+        ServerBuilder::with_states(self.config, self.listens_at, self.hooks, Box::new(make), self.task_worker)
     }
 
     /// Makes the state of a task worker, given its index: a database connection, say. It runs on the thread that
@@ -129,7 +128,7 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
         self,
         make: impl Fn(usize) -> anyhow::Result<W2> + Send + Sync + 'static,
     ) -> ServerBuilder<T, R, S, W2> {
-        ServerBuilder::with_states(self.config, self.places, self.hooks, self.session, StateHooks::new(make))
+        ServerBuilder::with_states(self.config, self.listens_at, self.hooks, self.session, StateHooks::new(make))
     }
 }
 
@@ -182,7 +181,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
 impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// Listens there too. Swoole's `listen` and `addListener`.
     pub fn listen(mut self, listener: impl Into<Listener>) -> Self {
-        self.places.listeners.push(listener.into());
+        self.listens_at.listeners.push(listener.into());
         self
     }
 
@@ -190,13 +189,13 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// [`socket_options`](Self::socket_options), those of TCP are ignored. A name is resolved here, which may
     /// block; an address that cannot be resolved or bound is an error of `build`.
     pub fn listen_udp(mut self, address: impl ToSocketAddrs + fmt::Debug) -> Self {
-        self.places.udp.push(UdpAt::Addresses(TcpAddresses::of(address)));
+        self.listens_at.udp.push(UdpAt::Addresses(TcpAddresses::of(address)));
         self
     }
 
     /// Receives datagrams on a socket that is bound already.
     pub fn listen_udp_socket(mut self, socket: UdpSocket) -> Self {
-        self.places.udp.push(UdpAt::Open(socket));
+        self.listens_at.udp.push(UdpAt::Open(socket));
         self
     }
 }
@@ -207,7 +206,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     fn settled(self) -> ServerBuilder<T, R, S, W, stage::Callbacks> {
         ServerBuilder {
             config: self.config,
-            places: self.places,
+            listens_at: self.listens_at,
             hooks: self.hooks,
             session: self.session,
             task_worker: self.task_worker,
@@ -323,141 +322,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 }
 
-impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage>
-where
-    T: Send + 'static,
-    R: Send + 'static,
-    S: 'static,
-    W: 'static,
-{
-    /// Listens on `address`, beside what [`listen`](Self::listen) was given; otherwise as [`build`](Self::build).
-    ///
-    /// Where a name has several addresses, the first that can be listened on is taken.
-    pub fn bind(mut self, address: impl ToSocketAddrs + fmt::Debug) -> Result<Server, BindError> {
-        // The first, since it is the server's own address.
-        self.places.listeners.insert(0, Listener::tcp(address));
-        self.build()
-    }
-
-    /// Listens, and starts the task workers. Blocks until each of these has made its state. Clients can connect from
-    /// here on; they are served once [`Server::run`] is called.
-    ///
-    /// An error where a setting cannot work, there is nowhere to listen, one of the addresses cannot be listened on, a
-    /// required callback is missing (`on_task`; `on_receive` where there are listeners, `on_packet` where there are UDP
-    /// sockets), or the task workers cannot be started.
-    pub fn build(self) -> Result<Server, BindError> {
-        self.config.check()?;
-        let Places { listeners, udp } = self.places;
-        let on_task = self.on_task.ok_or(BindError::Missing("on_task"))?;
-        let on_receive = match self.on_receive {
-            None if !listeners.is_empty() => return Err(BindError::Missing("on_receive")),
-            on_receive => on_receive.unwrap_or_else(|| Box::new(|_, _| Ok(()))),
-        };
-        if self.on_packet.is_none() && !udp.is_empty() {
-            return Err(BindError::Missing("on_packet"));
-        }
-        let ServerHooks { observer, on_start, before_shutdown, on_shutdown } = self.hooks;
-
-        let max_connections = self.config.max_connections();
-        let mut open = Vec::new();
-        for listener in listeners {
-            let listener = listener.open(&self.config.listeners, max_connections)?;
-            open.push((listener, Sleeper::new().map_err(BindError::Waker)?));
-        }
-        let (sockets, idle_sockets) = PacketSockets::new(open_udp(udp, &self.config)?).map_err(BindError::Waker)?;
-        let addresses = addresses(&open, &sockets, max_connections)?;
-        let wakers = open.iter().map(|(_, sleeper)| Arc::clone(sleeper.waker())).collect();
-        let core = Arc::new(Core::new(
-            TypeId::of::<Connection<T, R, S>>(),
-            addresses,
-            sockets,
-            Registry::new(max_connections, self.config.connections.max_buffered, wakers),
-            Lifecycle::new(before_shutdown.is_some()),
-            observer.clone(),
-        ));
-        let pool_config = self.config.tasks.pool(max_connections);
-        let pool = start_pool(&pool_config, &core, Hooks { state: self.task_worker, on_task }, observer)?;
-        let service = Arc::new(Service {
-            core: Arc::clone(&core),
-            config: self.config,
-            pool: Arc::clone(&pool),
-            session: self.session,
-            on_receive,
-            on_packet: self.on_packet,
-            callbacks: self.callbacks,
-        });
-        let workers = Workers::new(Arc::clone(&service));
-        let hire: Hire = Arc::new(move |accepted, sleeper| workers.hire(accepted, sleeper));
-        let start_packets: StartPackets = Box::new(move |idle| packets::start(&service, idle));
-        let acceptors = open
-            .into_iter()
-            .map(|(listener, sleeper)| Acceptor::new(Arc::clone(&core), listener, sleeper, Arc::clone(&hire)))
-            .collect();
-        let doors = Doors { acceptors, idle_sockets, start_packets };
-        Ok(Server::new(core, doors, pool, RunHooks { on_start, before_shutdown, on_shutdown }))
-    }
-}
-
 impl<T, R, S, W, Stage> fmt::Debug for ServerBuilder<T, R, S, W, Stage> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerBuilder").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-fn open_udp(places: Vec<UdpAt>, config: &Config) -> Result<Vec<Datagrams>, BindError> {
-    let open = |at| match at {
-        UdpAt::Addresses(addresses) => {
-            addresses.first(|address| Datagrams::bind(address, &config.listeners.socket_options))
-        }
-        UdpAt::Open(socket) => Datagrams::open(socket).map_err(BindError::OpenSocket),
-    };
-    places.into_iter().map(open).collect()
-}
-
-/// Where clients can connect, which the log is told.
-fn addresses(
-    listeners: &[(OpenListener, Sleeper)],
-    sockets: &PacketSockets,
-    max_connections: usize,
-) -> Result<Vec<Address>, BindError> {
-    let mut addresses: Vec<Address> = Vec::new();
-    for (listener, _) in listeners {
-        listener.announce(max_connections);
-        addresses.push(listener.socket.local_addr().clone());
-    }
-    for address in sockets.addresses() {
-        log::info!("receiving datagrams on {address}");
-        addresses.push(address);
-    }
-    if addresses.is_empty() { Err(BindError::NoListener) } else { Ok(addresses) }
-}
-
-fn start_pool<T, R, W>(
-    config: &PoolConfig,
-    core: &Arc<Core>,
-    mut hooks: Hooks<T, R, W, ServerHandle>,
-    observer: MaybeObserver,
-) -> Result<Arc<Pool<T, R>>, BindError>
-where
-    T: Send + 'static,
-    R: Send + 'static,
-    W: 'static,
-{
-    let (thread_core, make) = (Arc::clone(core), hooks.state.make);
-    hooks.state.make = Box::new(move |index| {
-        thread_core.claim_thread();
-        make(index)
-    });
-    let owner = Arc::clone(core) as Arc<dyn Wake>;
-    let origin = ServerHandle { core: Arc::clone(core) };
-    match Pool::start(config, &core.books, hooks, origin, owner, observer) {
-        Ok(pool) => {
-            let pool = Arc::new(pool);
-            let back_room = Arc::downgrade(&pool) as Weak<dyn BackRoom>;
-            let _ = core.back_room.set(back_room);
-            Ok(pool)
-        }
-        Err(StartError::Threads(message)) => Err(BindError::TaskWorkers(message)),
-        Err(StartError::State { worker_index, error }) => Err(BindError::TaskWorkerState { worker_index, error }),
     }
 }

@@ -141,10 +141,9 @@ impl<'a> Connections<'a> {
         let now = Instant::now();
         let wanted = |info: &ConnectionInfo| {
             self.listener.as_deref().is_none_or(|name| *name == *info.listener)
-                && self.user.as_deref().is_none_or(|user| info.user.as_deref() == Some(user))
                 && self.silent_for.is_none_or(|time| now.saturating_duration_since(info.received_at) >= time)
         };
-        self.registry.list(self.after, self.limit, wanted)
+        self.registry.list(self.after, self.limit, self.user.as_deref(), wanted)
     }
 
     /// How many there are.

@@ -10,6 +10,7 @@ use super::BackRoom;
 use super::connection_info::ConnectionId;
 use super::lifecycle::Lifecycle;
 use super::packets::PacketSockets;
+use super::places::Places;
 use super::registry::Registry;
 use crate::logging::{LogLimit, foreign};
 use crate::net::Address;
@@ -28,6 +29,7 @@ pub(super) struct Core {
     local_addrs: Vec<Address>,
     pub(super) packets: PacketSockets,
     pub(super) lifecycle: Lifecycle,
+    pub(super) places: Arc<Places>,
     pub(super) registry: Arc<Registry>,
     pub(super) books: Arc<Books>,
     callback_log: LogLimit,
@@ -49,6 +51,7 @@ impl Core {
         connection_type: TypeId,
         local_addrs: Vec<Address>,
         packets: PacketSockets,
+        places: Places,
         registry: Registry,
         lifecycle: Lifecycle,
         observer: MaybeObserver,
@@ -60,6 +63,7 @@ impl Core {
             local_addrs,
             packets,
             lifecycle,
+            places: Arc::new(places),
             registry: Arc::new(registry),
             books: Arc::new(Books::default()),
             callback_log: LogLimit::default(),

@@ -77,11 +77,11 @@ impl ServerHandle {
 
     /// What the server has done and is doing. Takes time in proportion to the open connections.
     pub fn stats(&self) -> Stats {
-        let registry = &self.core.registry;
+        let (places, registry) = (&self.core.places, &self.core.registry);
         Stats {
             started_at: self.core.started_at,
-            connections: registry.connections(),
-            accepted_connections: registry.accepted(),
+            connections: places.connections(),
+            accepted_connections: places.accepted(),
             refused: registry.refused(),
             closed: registry.closed(),
             traffic: registry.traffic(),

@@ -19,13 +19,51 @@ pub(super) struct Mailbox {
     waker: Arc<Waker>,
     max_bytes: usize,
     mail: Mutex<Mail>,
-    /// What the next item [needs](Mail::need) of the outbox; spares the worker the lock.
-    next: AtomicUsize,
+    next: NextNeed,
 }
 
-/// Instead of so many bytes: there is no next item, and it needs a file's place.
-const NOTHING: usize = usize::MAX;
-const FILE: usize = usize::MAX - 1;
+/// What the next item needs of the outbox; spares the worker the lock.
+struct NextNeed(AtomicUsize);
+
+#[derive(Clone, Copy)]
+enum Need {
+    Bytes(usize),
+    PlaceForFile,
+}
+
+impl NextNeed {
+    const NO_ITEM: usize = usize::MAX;
+    const FILE: usize = usize::MAX - 1;
+
+    /// `None`: there is no item.
+    fn set(&self, need: Option<Need>) {
+        let code = match need {
+            None => Self::NO_ITEM,
+            Some(Need::PlaceForFile) => Self::FILE,
+            Some(Need::Bytes(bytes)) => bytes,
+        };
+        self.0.store(code, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn get(&self) -> Option<Need> {
+        match self.0.load(Ordering::Relaxed) {
+            Self::NO_ITEM => None,
+            Self::FILE => Some(Need::PlaceForFile),
+            bytes => Some(Need::Bytes(bytes)),
+        }
+    }
+}
+
+impl Need {
+    #[inline]
+    fn fits(self, outbox: &Outbox) -> bool {
+        match self {
+            Need::Bytes(bytes) => bytes <= outbox.room(),
+            Need::PlaceForFile => outbox.has_place_for_file(),
+        }
+    }
+}
 
 #[derive(Default)]
 struct Mail {
@@ -70,7 +108,12 @@ const MAX_OTHERS: usize = 1024;
 
 impl Mailbox {
     pub(super) fn new(waker: Arc<Waker>, max_bytes: usize) -> Mailbox {
-        Mailbox { waker, max_bytes, mail: Mutex::new(Mail::default()), next: AtomicUsize::new(NOTHING) }
+        Mailbox {
+            waker,
+            max_bytes,
+            mail: Mutex::new(Mail::default()),
+            next: NextNeed(AtomicUsize::new(NextNeed::NO_ITEM)),
+        }
     }
 
     /// Takes all of `bytes` for the worker to send, or none.
@@ -171,31 +214,27 @@ impl Mailbox {
     }
 
     fn tell_next(&self, mail: &Mail) {
-        self.next.store(mail.need(), Ordering::Relaxed);
+        self.next.set(mail.need());
     }
 
     /// Whether there is mail, and room for the next of it.
     #[inline]
     pub(super) fn has_mail_for(&self, outbox: &Outbox) -> bool {
-        self.next.load(Ordering::Relaxed) != NOTHING && !self.waits_for(outbox)
+        self.next.get().is_some_and(|need| need.fits(outbox))
     }
 
     /// Whether there is mail, and no room for the next of it.
     #[inline]
     pub(super) fn waits_for(&self, outbox: &Outbox) -> bool {
-        match self.next.load(Ordering::Relaxed) {
-            NOTHING => false,
-            FILE => !outbox.has_place_for_file(),
-            bytes => bytes > outbox.room(),
-        }
+        self.next.get().is_some_and(|need| !need.fits(outbox))
     }
 
     /// How many items there are now.
     pub(super) fn len(&self) -> usize {
-        match self.next.load(Ordering::Relaxed) {
-            NOTHING => 0,
+        match self.next.get() {
+            None => 0,
             // One for what asks for the end.
-            _ => self.mail.lock().items.len() + 1,
+            Some(_) => self.mail.lock().items.len() + 1,
         }
     }
 
@@ -312,14 +351,14 @@ impl Mail {
         written
     }
 
-    /// What the outbox must have before the next item is taken: so many bytes of room, or what the constants say.
-    fn need(&self) -> usize {
+    /// What the outbox must have before the next item is taken.
+    fn need(&self) -> Option<Need> {
         match self.items.front() {
-            _ if self.abort => 0,
-            Some(Item::Send(piece, _)) if piece.is_file() => FILE,
-            Some(Item::Send(piece, _)) => piece.memory(),
-            None if !self.close => NOTHING,
-            _ => 0,
+            _ if self.abort => Some(Need::Bytes(0)),
+            Some(Item::Send(piece, _)) if piece.is_file() => Some(Need::PlaceForFile),
+            Some(Item::Send(piece, _)) => Some(Need::Bytes(piece.memory())),
+            None if !self.close => None,
+            _ => Some(Need::Bytes(0)),
         }
     }
 

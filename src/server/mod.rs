@@ -18,6 +18,7 @@ mod link;
 mod listener;
 mod mailbox;
 mod packets;
+mod places;
 mod proxy;
 mod registry;
 mod remote;

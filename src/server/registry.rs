@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -19,16 +19,9 @@ use crate::net::{Address, FileBudget, FilePart, Piece, Waker};
 
 pub(super) struct Registry {
     entries: Mutex<Entries>,
-    max_connections: usize,
-    /// Places taken: connections until their socket is closed, and those that acceptors keep for the next.
-    taken: AtomicUsize,
-    /// Of these, the connections.
-    connections: AtomicUsize,
-    accepted: AtomicU64,
     refused: Mutex<RefusedStats>,
     /// Threads that have to end before the server has: those of workers, idle ones included, and of packet sockets.
     threads: AtomicUsize,
-    acceptors: Vec<Arc<Waker>>,
     pub(super) buffered: Arc<BufferedByAll>,
     pub(super) files: Arc<FileBudget>,
 }
@@ -62,33 +55,14 @@ const WORTH_SHARING: usize = 256;
 const MIN_FILES: usize = 16;
 
 impl Registry {
-    pub(super) fn new(max_connections: usize, max_buffered: usize, acceptors: Vec<Arc<Waker>>) -> Registry {
+    pub(super) fn new(max_connections: usize, max_buffered: usize) -> Registry {
         Registry {
             entries: Mutex::default(),
-            max_connections,
-            taken: AtomicUsize::new(0),
-            connections: AtomicUsize::new(0),
-            accepted: AtomicU64::new(0),
             refused: Mutex::default(),
             threads: AtomicUsize::new(0),
-            acceptors,
             buffered: Arc::new(BufferedByAll::new(max_buffered)),
             files: Arc::new(FileBudget::new((max_connections / 8).max(MIN_FILES))),
         }
-    }
-
-    /// Whether there is a place to be taken.
-    pub(super) fn has_place(&self) -> bool {
-        self.taken.load(Ordering::Acquire) < self.max_connections
-    }
-
-    /// Connections that are open or closing.
-    pub(super) fn connections(&self) -> usize {
-        self.connections.load(Ordering::Acquire)
-    }
-
-    pub(super) fn accepted(&self) -> u64 {
-        self.accepted.load(Ordering::Relaxed)
     }
 
     pub(super) fn refused(&self) -> RefusedStats {
@@ -109,13 +83,6 @@ impl Registry {
 
     pub(super) fn threads(&self) -> &AtomicUsize {
         &self.threads
-    }
-
-    /// A place for a connection that is about to be accepted, if one is free.
-    pub(super) fn take_place(self: &Arc<Self>) -> Option<Place> {
-        let one_more = |taken: usize| (taken < self.max_connections).then_some(taken + 1);
-        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
-        Some(Place { registry: Arc::clone(self), is_occupied: false })
     }
 
     /// Makes it possible to wake a connection that is not open yet; until this is dropped.
@@ -143,12 +110,19 @@ impl Registry {
         &self,
         after: Option<ConnectionId>,
         limit: usize,
+        user: Option<&str>,
         wanted: impl Fn(&ConnectionInfo) -> bool,
     ) -> Vec<ConnectionInfo> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
         let entries = self.entries.lock();
-        let infos = entries.open.range((from, Bound::Unbounded)).map(|(_, entry)| entry.info());
-        infos.filter(wanted).take(limit).collect()
+        let wanted = |entry: &Arc<Entry>| Some(entry.info()).filter(&wanted);
+        match user {
+            None => entries.open.range(range).filter_map(|(_, entry)| wanted(entry)).take(limit).collect(),
+            Some(user) => {
+                let ids = entries.users.get(user).into_iter().flat_map(|ids| ids.range(range));
+                ids.filter_map(|id| wanted(entries.open.get(id)?)).take(limit).collect()
+            }
+        }
     }
 
     pub(super) fn of_user(&self, user: &str) -> Vec<ConnectionId> {
@@ -232,34 +206,6 @@ impl Entry {
             tasks_in_flight: self.tally.tasks_in_flight.load(Ordering::Relaxed),
             outbox_bytes: self.tally.outbox_bytes.load(Ordering::Relaxed) + self.mailbox.bytes(),
             protected: self.protected.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// One of the `max_connections`. Dropped after the connection's descriptors are closed, it lets the acceptors go on that
-/// wait for one.
-pub(super) struct Place {
-    registry: Arc<Registry>,
-    is_occupied: bool,
-}
-
-impl Place {
-    /// A connection was accepted, and has it.
-    pub(super) fn occupy(&mut self) {
-        self.is_occupied = true;
-        self.registry.connections.fetch_add(1, Ordering::AcqRel);
-        self.registry.accepted.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.is_occupied {
-            self.registry.connections.fetch_sub(1, Ordering::AcqRel);
-        }
-        self.registry.taken.fetch_sub(1, Ordering::AcqRel);
-        for acceptor in &self.registry.acceptors {
-            acceptor.wake();
         }
     }
 }

@@ -110,11 +110,6 @@ impl Framing {
             _ => None,
         }
     }
-
-    /// Has frames that may be unfinished.
-    pub(crate) fn has_boundaries(&self) -> bool {
-        !matches!(self.0, Kind::Raw)
-    }
 }
 
 impl fmt::Debug for Framing {

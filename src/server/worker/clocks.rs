@@ -3,10 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{IDLE_AFTER, Worker};
+use super::Worker;
 use crate::net::Outbox;
 use crate::server::close_reason::{CloseReason, Timeout};
 use crate::server::limits::Limits;
+
+/// A connection that has nothing to do for so long gives its buffers back.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// What the worker remembers of them.
 pub(super) struct Clocks {
@@ -68,7 +71,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
 
     /// How much longer the rest of the unfinished frame is waited for.
     fn frame_time_left(&self) -> Result<Option<Duration>, CloseReason> {
-        let Some(awaited) = self.input.awaited().filter(|_| self.has_frames) else { return Ok(None) };
+        let Some(awaited) = self.input.awaited() else { return Ok(None) };
         match self.limits.frame_timeout.checked_sub(awaited) {
             Some(left) if !left.is_zero() => Ok(Some(left)),
             _ if self.input.may_be_tls() => Err(CloseReason::UnexpectedTls),

@@ -1,0 +1,64 @@
+//! What comes from the client: bytes, cut into frames.
+
+use super::{BATCH, Worker, is_transient, read_error};
+use crate::net::FrameError;
+use crate::server::close_reason::CloseReason;
+use crate::server::lifecycle::Phase;
+
+impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
+    pub(super) fn read(&mut self) -> Result<(), CloseReason> {
+        self.may_hold_buffers = true;
+        match self.input.fill(&mut self.conn.link.wire.stream) {
+            Ok(0) => self.input_ended = true,
+            Ok(n) => self.conn.link.registered.entry().tally.received(n, self.clocks.now),
+            Err(error) if is_transient(&error) => {}
+            Err(error) => return Err(read_error(error)),
+        }
+        Ok(())
+    }
+
+    /// Whether this connection may be given more input now. Where the back room or the client's slowness says no,
+    /// the worker is woken when that is over.
+    pub(super) fn may_receive(&mut self) -> bool {
+        self.phase == Phase::Serving
+            && !self.conn.link.paused
+            && !self.clocks.retired
+            && !self.is_congested()
+            && !self.conn.link.port.should_pause()
+    }
+
+    /// Hands the frames that are here to `on_receive`, until a batch is full or the connection may receive no
+    /// more for now.
+    pub(super) fn receive_frames(&mut self) -> Result<(), CloseReason> {
+        for _ in 0..BATCH {
+            let frame = match self.input.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => return Err(self.frame_error(error)),
+            };
+            self.conn.link.registered.entry().tally.frames_received.add(1);
+            self.clocks.at_work = true;
+            let returned = (self.service.on_receive)(&mut self.conn, frame);
+            self.end_if_failed(returned)?;
+            if !self.may_receive() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn frame_error(&mut self, error: FrameError) -> CloseReason {
+        match error {
+            FrameError::TooLong => CloseReason::FrameTooLong(self.limits.max_frame),
+            FrameError::Tls => CloseReason::UnexpectedTls,
+            FrameError::Malformed(mut malformed) => {
+                let reply = malformed.take_reply();
+                if !reply.is_empty() {
+                    // Where it does not fit, the client takes nothing anyway.
+                    let _ = self.conn.link.send(reply);
+                }
+                CloseReason::Malformed(malformed)
+            }
+        }
+    }
+}
