@@ -6,6 +6,7 @@
 mod common;
 
 use std::io::Read;
+use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
@@ -164,4 +165,32 @@ fn one_that_is_closed_right_after_it_was_sent_to_is_given_time_to_take_that() {
     assert_eq!(rest, b"the last");
     drop(client);
     house.server.stop();
+}
+
+/// So many that several threads send to them.
+#[test]
+fn each_of_a_thousand_is_told_everything_once_and_in_order() {
+    const CLIENTS: usize = 1100;
+    let Some(child) = in_child!() else {
+        common::raise_file_limit();
+        let house = house(Limits::new());
+        let mut clients: Vec<Client> = (0..CLIENTS).map(|_| house.server.client()).collect();
+        clients.iter().for_each(|_| drop(house.connected.next()));
+        let mut broadcast = |numbers: Range<usize>| {
+            for number in numbers.clone() {
+                let told = house.server.handle.broadcast(format!("{number}\n"));
+                assert_eq!((told.sent, told.refused), (CLIENTS, 0));
+            }
+            for client in &mut clients {
+                numbers.clone().for_each(|number| assert_eq!(client.line(), number.to_string()));
+            }
+        };
+        broadcast(0..20);
+        wait_until_idle();
+        broadcast(20..40);
+        drop(clients);
+        house.server.stop();
+        return;
+    };
+    succeeds(child);
 }

@@ -3,6 +3,7 @@
 
 mod acceptor;
 mod admission;
+mod broadcast;
 mod buffered;
 mod builder;
 mod close_reason;
@@ -42,11 +43,12 @@ use acceptor::Acceptor;
 use builder::{OnHandle, OnShutdown};
 use packets::{IdleSocket, StartPackets};
 
+pub use broadcast::Broadcast;
 pub use builder::{ServerBuilder, stage};
 pub use close_reason::{CloseReason, Timeout};
 pub use connection::Connection;
 pub use connection_info::{ConnectionId, ConnectionInfo, Connections};
-pub use handle::{Broadcast, ServerHandle};
+pub use handle::ServerHandle;
 pub use inherited::Inherited;
 pub use lifecycle::ShutdownReport;
 pub use limits::Limits;
