@@ -10,6 +10,7 @@ mod close_reason;
 mod connection;
 mod connection_info;
 mod core;
+mod entrance;
 mod handle;
 mod idle_threads;
 mod inherited;

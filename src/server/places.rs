@@ -50,7 +50,16 @@ impl Places {
 
     /// A place for a connection that is about to be accepted, if one is free.
     pub(super) fn take(self: &Arc<Self>) -> Option<Place> {
-        let one_more = |taken: usize| (taken < self.max_connections).then_some(taken + 1);
+        self.take_below(self.max_connections)
+    }
+
+    /// The same, if each acceptor could still have one.
+    pub(super) fn take_spare(self: &Arc<Self>) -> Option<Place> {
+        self.take_below(self.max_connections.saturating_sub(self.acceptors.len()))
+    }
+
+    fn take_below(self: &Arc<Self>, most: usize) -> Option<Place> {
+        let one_more = |taken: usize| (taken < most).then_some(taken + 1);
         self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
         Some(Place { places: Arc::clone(self), is_occupied: false })
     }

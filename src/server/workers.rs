@@ -70,12 +70,14 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> WorkerThread<T, R, S> {
         self.counted.core.claim_thread();
         let mut next = Some(first);
         while let Some(accepted) = next {
+            let entrance = accepted.entrance.clone();
             // User code has fences of its own; this one is for what we did not think of.
             if let Err(message) = catch(|| serve(&self.service, accepted, &sleeper)) {
                 log::error!("a worker panicked outside its callbacks: {}", foreign(message));
             }
             sleeper.renew();
-            next = self.idle.wait(IDLE_TIME);
+            let waiting = entrance.upgrade().and_then(|entrance| entrance.next_waiting());
+            next = waiting.or_else(|| self.idle.wait(IDLE_TIME));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One connection, from its thread's first step to its last.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::Worker;
@@ -14,6 +14,7 @@ use crate::server::admission::Admitted;
 use crate::server::close_reason::CloseReason;
 use crate::server::connection::Connection;
 use crate::server::connection_info::ConnectionId;
+use crate::server::entrance::Entrance;
 use crate::server::handle::ServerHandle;
 use crate::server::lifecycle::Phase;
 use crate::server::link::{Link, LinkState, Wire};
@@ -31,6 +32,8 @@ use crate::task::Wake;
 pub(in crate::server) struct Accepted {
     pub(in crate::server) stream: Stream,
     pub(in crate::server) settings: Arc<ListenerSettings>,
+    /// Where the next may wait; gone once no more are accepted.
+    pub(in crate::server) entrance: Weak<Entrance>,
     pub(in crate::server) admitted: Option<Admitted>,
     pub(in crate::server) place: Place,
 }
@@ -43,7 +46,7 @@ where
     S: 'static,
 {
     // First of all, so that they are dropped last.
-    let Accepted { place: _place, mut admitted, settings, mut stream } = accepted;
+    let Accepted { place: _place, mut admitted, settings, entrance: _, mut stream } = accepted;
     let core = &service.core;
     let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
     let port = service.pool.port(wake, service.port_config());

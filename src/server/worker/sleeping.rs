@@ -9,7 +9,7 @@ use crate::server::close_reason::CloseReason;
 
 /// How often a worker with tasks in flight lets others run before it sleeps. A reply that comes meanwhile
 /// costs no system call on either side.
-const YIELDS: usize = 8;
+const YIELDS: usize = 4;
 /// And how long at most, where many others have their turn in between.
 const HOT: Duration = Duration::from_millis(10);
 
