@@ -8,9 +8,9 @@ use anyhow::ensure;
 use rustix::event::{Timespec, epoll};
 
 use crate::Options;
-use crate::process::ServerProcess;
-use crate::report::median;
 use crate::rivals::MESSAGE;
+use crate::shared::process::ServerProcess;
+use crate::shared::report::median;
 
 const MEMBERS: usize = 5_000;
 const NAMES: [&str; 2] = ["backroom, broadcast", "tokio, broadcast"];

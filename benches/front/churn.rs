@@ -10,8 +10,8 @@ use rustix::event::{Timespec, epoll};
 use socket2::{Domain, Socket, Type};
 
 use crate::Options;
-use crate::process::ServerProcess;
-use crate::report::{Answers, Measured, Table};
+use crate::shared::process::ServerProcess;
+use crate::shared::report::{Answers, Measured, Table};
 
 const AT_ONCE: usize = 64;
 const NAMES: [&str; 3] = ["backroom", "tokio", "two threads"];

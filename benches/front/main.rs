@@ -3,15 +3,15 @@
 
 mod broadcast;
 mod churn;
-#[path = "../server/process.rs"]
-mod process;
-#[path = "../server/report.rs"]
-mod report;
 mod rivals;
+#[path = "../shared/mod.rs"]
+mod shared;
 #[cfg(feature = "tls")]
 mod tls;
 
 use std::time::Duration;
+
+use shared::process::raise_file_limit;
 
 /// As many as the machines have cores for; the same for all rivals.
 const THREADS: usize = 2;
@@ -53,12 +53,6 @@ fn main() -> anyhow::Result<()> {
         broadcast::run(&options)?;
     }
     Ok(())
-}
-
-fn raise_file_limit() -> anyhow::Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
 }
 
 fn parse(args: &[String]) -> anyhow::Result<Options> {

@@ -4,16 +4,15 @@
 //! Each server runs in a process of its own, so that its processor time and memory can be told apart from the
 //! load's; each is warm and idle while another is measured.
 
-mod load;
-mod process;
-mod report;
 mod rivals;
+#[path = "../shared/mod.rs"]
+mod shared;
 
 use std::time::Duration;
 
-use load::Shape;
-use process::ServerProcess;
-use report::{Measured, Table};
+use shared::load::{self, Shape};
+use shared::process::{ServerProcess, raise_file_limit};
+use shared::report::{Measured, Table, median};
 
 const SHAPES: [Shape; 4] = [
     Shape { connections: 1, in_flight: 1 },
@@ -81,22 +80,8 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The idle connections need more files than many systems let a process open at first.
-fn raise_file_limit() -> anyhow::Result<Option<u64>> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
-    Ok(maximum)
-}
-
 fn measure(server: &ServerProcess, shape: Shape, time: Duration) -> anyhow::Result<Measured> {
-    load::run(server.addr(), shape, time / 5)?;
-    // The connections of the warm-up are closed by then; there is no event for it.
-    std::thread::sleep(Duration::from_millis(50));
-    let cpu_before = server.cpu_time()?;
-    let answers = load::run(server.addr(), shape, time)?;
-    let cpu = server.cpu_time()? - cpu_before;
-    Ok(Measured::new(&answers, cpu))
+    load::measure(server, shape, time, Ok)
 }
 
 /// What idle connections cost: memory, and what they take from the busy ones. The two threads per connection of the
@@ -108,7 +93,7 @@ fn measure_idle(name: &str, rounds: usize, time: Duration) -> anyhow::Result<()>
         for _ in 0..rounds {
             rates.push(measure(&server, SHAPES[1], time)?.rate);
         }
-        Ok(report::median(&mut rates))
+        Ok(median(&mut rates))
     };
     let without = rate(rounds)?;
     let before = server.resident_kib()?;

@@ -10,8 +10,9 @@ use hdrhistogram::Histogram;
 use rustix::event::Timespec;
 use rustix::event::epoll;
 
-use crate::report::Answers;
-use crate::rivals::Lines;
+use super::lines::Lines;
+use super::process::ServerProcess;
+use super::report::{Answers, Measured};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
@@ -28,23 +29,56 @@ impl std::fmt::Display for Shape {
 /// A server that answers nothing for so long has failed.
 const STALLED: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(addr: SocketAddr, shape: Shape, time: Duration) -> anyhow::Result<Answers> {
+/// A way to a server, which does not block; what it speaks over its socket is its own affair.
+pub(crate) trait Wire: Read + Write {
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Wire for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+/// After a warm-up. `wire` makes of a connection what it is to be.
+pub(crate) fn measure<W: Wire>(
+    server: &ServerProcess,
+    shape: Shape,
+    time: Duration,
+    wire: impl Fn(TcpStream) -> anyhow::Result<W>,
+) -> anyhow::Result<Measured> {
+    let clients = || {
+        let client = |_| {
+            let socket = TcpStream::connect(server.addr())?;
+            socket.set_nodelay(true)?;
+            Client::new(wire(socket)?, shape.in_flight)
+        };
+        (0..shape.connections).map(client).collect::<anyhow::Result<Vec<_>>>()
+    };
+    run(clients()?, time / 5)?;
+    // The connections of the warm-up are closed by then; there is no event for it.
+    std::thread::sleep(Duration::from_millis(50));
+    let clients = clients()?;
+    let cpu_before = server.cpu_time()?;
+    let answers = run(clients, time)?;
+    Ok(Measured::new(&answers, server.cpu_time()? - cpu_before))
+}
+
+fn run<W: Wire>(mut clients: Vec<Client<W>>, time: Duration) -> anyhow::Result<Answers> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let mut clients = Vec::new();
-    for index in 0..shape.connections {
-        let client = Client::connect(addr, shape.in_flight)?;
-        epoll::add(&epoll, &client.socket, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
-        clients.push(client);
+    for (index, client) in clients.iter().enumerate() {
+        let event = epoll::EventData::new_u64(index as u64);
+        epoll::add(&epoll, client.wire.socket(), event, epoll::EventFlags::IN)?;
     }
     let mut answers = Answers { count: 0, time: Duration::ZERO, latency: Histogram::new(3)? };
     let start = Instant::now();
     for client in &mut clients {
-        for slot in 0..shape.in_flight {
+        for slot in 0..client.slots.len() {
             client.request(slot, start);
         }
         client.flush()?;
     }
-    let mut events = Vec::with_capacity(shape.connections);
+    let mut events = Vec::with_capacity(clients.len());
     let mut go_on = true;
     while go_on || clients.iter().any(|client| client.in_flight > 0) {
         let timeout = Timespec::try_from(STALLED)?;
@@ -81,8 +115,8 @@ pub(crate) fn idle_connections(addr: SocketAddr, count: usize) -> anyhow::Result
     Ok(idle)
 }
 
-struct Client {
-    socket: TcpStream,
+struct Client<W> {
+    wire: W,
     input: Lines,
     output: Vec<u8>,
     slots: Vec<Slot>,
@@ -97,13 +131,11 @@ struct Slot {
     sent: Instant,
 }
 
-impl Client {
-    fn connect(addr: SocketAddr, in_flight: usize) -> anyhow::Result<Client> {
-        let socket = TcpStream::connect(addr)?;
-        socket.set_nodelay(true)?;
-        socket.set_nonblocking(true)?;
+impl<W: Wire> Client<W> {
+    fn new(wire: W, in_flight: usize) -> anyhow::Result<Client<W>> {
+        wire.socket().set_nonblocking(true)?;
         let slots = vec![Slot { number: 0, sent: Instant::now() }; in_flight];
-        Ok(Client { socket, input: Lines::default(), output: Vec::new(), slots, in_flight: 0, requests: 0 })
+        Ok(Client { wire, input: Lines::default(), output: Vec::new(), slots, in_flight: 0, requests: 0 })
     }
 
     fn request(&mut self, slot: usize, now: Instant) {
@@ -119,7 +151,7 @@ impl Client {
     /// A few kilobytes at most, which a socket that is being read always takes.
     fn flush(&mut self) -> anyhow::Result<()> {
         if !self.output.is_empty() {
-            let n = self.socket.write(&self.output).context("write")?;
+            let n = self.wire.write(&self.output).context("write")?;
             ensure!(n == self.output.len(), "a short write");
             self.output.clear();
         }
@@ -127,14 +159,21 @@ impl Client {
     }
 
     /// Checks the answers that are here; counts them and asks again, if there is something to count them in.
-    fn take_answers(&mut self, mut answers: Option<&mut Answers>) -> anyhow::Result<()> {
-        let n = match self.socket.read(self.input.room()) {
+    fn take_answers(&mut self, answers: Option<&mut Answers>) -> anyhow::Result<()> {
+        let room = self.input.room();
+        let whole = room.len();
+        let n = match self.wire.read(room) {
             Ok(0) => bail!("the server closed a connection"),
             Ok(n) => n,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error.into()),
         };
+        ensure!(n < whole, "there may be more, which a wire of TLS would keep");
         self.input.filled(n);
+        self.check(answers)
+    }
+
+    fn check(&mut self, mut answers: Option<&mut Answers>) -> anyhow::Result<()> {
         let now = Instant::now();
         while let Some(line) = self.input.next_line() {
             let (slot, number) = parse_answer(line).with_context(|| format!("answer {}", line.escape_ascii()))?;

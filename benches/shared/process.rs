@@ -46,6 +46,14 @@ impl ServerProcess {
     }
 }
 
+/// Thousands of connections need more files than many systems let a process open at first. Returns how many it may now.
+pub(crate) fn raise_file_limit() -> anyhow::Result<Option<u64>> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    Ok(maximum)
+}
+
 impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
