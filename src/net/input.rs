@@ -7,7 +7,7 @@ use super::framing::{FrameError, Framer, Framing};
 
 /// The first buffer of a connection that wakes up. Small, because thousands of connections may have one; a read that
 /// fills it doubles the next.
-const FIRST_READ: usize = 1024;
+const FIRST_READ: usize = 512;
 /// No read is longer, and no buffer outgrows the maximum frame by more.
 const MAX_READ: usize = 64 * 1024;
 

@@ -14,7 +14,7 @@ pub use submitter::Submitter;
 use crate::logging::LogLimit;
 use crate::panic::catch;
 use crate::stats::TaskStats;
-use crate::task::{Pool, PortConfig, TaskCallbacks, Wake, WhenFull};
+use crate::task::{Pool, PortConfig, TaskCallbacks, Wake, WhenFull, new_number};
 use crate::times::TaskTimes;
 
 /// A fixed pool of task workers for any thread of a program to hand tasks to: the back room of a
@@ -114,7 +114,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
     /// A way into the pool for one thread, with a reply channel of its own. It stays on the thread that calls this,
     /// and may outlive the pool.
     pub fn submitter(&self) -> Submitter<T, R> {
-        Submitter::new(self.pool.port(Arc::new(OnTheChannel), self.port_config), Arc::clone(&self.shared))
+        Submitter::new(self.pool.port(new_number(), Arc::new(OnTheChannel), self.port_config), Arc::clone(&self.shared))
     }
 
     /// What the pool has done and is doing. Takes time in proportion to the task workers and submitters.

@@ -24,8 +24,9 @@ use crate::task::{BeforeWait, Finished, Port, Progress, TaskId, TaskOptions, Wit
 pub struct Link<T, R, S = ()> {
     pub(super) wire: Wire,
     pub(super) registered: Registered,
-    /// Closed once the worker knows of a shutdown.
-    pub(super) port: Port<T, R, Connection<T, R, S>>,
+    /// Closed once the worker knows of a shutdown. Apart from the rest, since the stack of a worker is put together from
+    /// whole pages, and this would take one more.
+    pub(super) port: Box<Port<T, R, Connection<T, R, S>>>,
     pub(super) server: ServerHandle,
     pub(super) state: LinkState,
     /// Nothing is read, because a callback said so.

@@ -33,6 +33,7 @@ pub use with::With;
 
 pub(crate) use pool::{Hooks, OnTask, Pool, PoolConfig, StartError, StateHooks};
 pub(crate) use port::{Port, PortConfig, TaskCallbacks, WhenFull, far};
+pub(crate) use room::new_number;
 
 // For `idle`, `waiters` and `renewals`, which take them from here so that `tests/model` can put others in their place.
 use crate::patience::Patience;

@@ -9,11 +9,13 @@ pub(super) struct Order<M> {
     /// The tasks that have not ended, as they were submitted.
     line: VecDeque<u64>,
     held: FxHashMap<u64, VecDeque<M>>,
+    /// Let through, and not delivered yet.
+    pub(super) fetched: Option<M>,
 }
 
 impl<M> Order<M> {
     pub(super) fn new() -> Order<M> {
-        Order { line: VecDeque::new(), held: FxHashMap::default() }
+        Order { line: VecDeque::new(), held: FxHashMap::default(), fetched: None }
     }
 
     /// A task takes its place at the end of the line.
@@ -36,7 +38,8 @@ impl<M> Order<M> {
     }
 
     pub(super) fn has_next(&self) -> bool {
-        self.line.front().and_then(|first| self.held.get(first)).is_some_and(|held| !held.is_empty())
+        self.fetched.is_some()
+            || self.line.front().and_then(|first| self.held.get(first)).is_some_and(|held| !held.is_empty())
     }
 
     /// The first in line has ended.
@@ -49,7 +52,7 @@ impl<M> Order<M> {
 
     /// Everything that is kept.
     pub(super) fn into_held(self) -> impl Iterator<Item = M> {
-        self.held.into_values().flatten()
+        self.fetched.into_iter().chain(self.held.into_values().flatten())
     }
 }
 

@@ -116,8 +116,8 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
     }
 
     /// A party that hands tasks to this pool. `wake` rouses it when an outcome has come for it.
-    pub(crate) fn port<C>(&self, wake: Arc<dyn Wake>, config: PortConfig) -> Port<T, R, C> {
-        Port::new(&self.room, wake, config)
+    pub(crate) fn port<C>(&self, number: u64, wake: Arc<dyn Wake>, config: PortConfig) -> Port<T, R, C> {
+        Port::new(number, &self.room, wake, config)
     }
 
     /// A shutdown begins: cancels what is delayed, and lets tasks submit no more.

@@ -22,7 +22,7 @@ use super::order::Order;
 use super::outcome::{Progress, TaskId};
 use super::queue::{Job, Place, Task};
 use super::reply::{Limits, Message, ReplyAddress, Ticket};
-use super::room::{Room, new_number};
+use super::room::Room;
 use crate::error::TaskError;
 use crate::panic::catch;
 use crate::patience::Patience;
@@ -46,11 +46,9 @@ pub(crate) struct Port<T, R, C> {
     deadlines: BTreeSet<(Instant, TaskId)>,
     /// The deadlines of tasks that others submitted in its name.
     foreign_deadlines: FxHashMap<TaskId, Instant>,
-    /// The next in order, once it has been settled which.
-    fetched: Option<Message<R>>,
     /// Came for others while somebody waited, or was decided here.
     pub(super) aside: VecDeque<Message<R>>,
-    order: Option<Order<Message<R>>>,
+    order: Option<Box<Order<Message<R>>>>,
     pub(super) ledger: OpenLedger,
     config: PortConfig,
     /// False while it may submit nothing.
@@ -111,7 +109,7 @@ const HARD_LIMIT: usize = 4;
 pub(super) type Heard<R, C> = Option<Finish<R, C>>;
 
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
-    pub(super) fn new(room: &Arc<Room<T, R>>, wake: Arc<dyn Wake>, config: PortConfig) -> Self {
+    pub(super) fn new(number: u64, room: &Arc<Room<T, R>>, wake: Arc<dyn Wake>, config: PortConfig) -> Self {
         let limits = Limits {
             results: config.max_results,
             foreign: config.max_in_flight.saturating_mul(HARD_LIMIT),
@@ -120,15 +118,14 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         Port {
             sequence: 0,
             room: Arc::clone(room),
-            address: Arc::new(ReplyAddress::new(new_number(), limits, Arc::clone(&wake))),
+            address: Arc::new(ReplyAddress::new(number, limits, Arc::clone(&wake))),
             wake,
             flights: Flights::new(),
             counted: 0,
             deadlines: BTreeSet::new(),
             foreign_deadlines: FxHashMap::default(),
-            fetched: None,
             aside: VecDeque::new(),
-            order: config.in_order.then(Order::new),
+            order: config.in_order.then(|| Box::new(Order::new())),
             ledger: room.crew.books.open(),
             config,
             open: true,
@@ -361,6 +358,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     pub(crate) fn release(&mut self) {
         self.flights.release();
         self.address.release();
+        if let Some(address) = Arc::get_mut(&mut self.address) {
+            address.release_channel();
+        }
         if self.foreign_deadlines.is_empty() {
             self.foreign_deadlines = FxHashMap::default();
         }
@@ -373,8 +373,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 impl<T, R, C> Drop for Port<T, R, C> {
     fn drop(&mut self) {
         self.address.close(&self.ledger);
-        let held = self.order.take().into_iter().flat_map(Order::into_held);
-        for message in self.fetched.take().into_iter().chain(self.aside.drain(..)).chain(held) {
+        let held = self.order.take().into_iter().flat_map(|order| order.into_held());
+        for message in self.aside.drain(..).chain(held) {
             self.address.orphan_one(message, &self.ledger);
         }
         for (id, _) in self.repetitions.drain(..) {

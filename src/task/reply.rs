@@ -202,6 +202,14 @@ impl<R> ReplyAddress<R> {
         }
     }
 
+    /// The same of the channel, which keeps a block for its next messages. Whoever has it to itself knows that none is on
+    /// its way.
+    pub(super) fn release_channel(&mut self) {
+        if self.receiver.is_empty() {
+            (self.sender, self.receiver) = crossbeam_channel::unbounded();
+        }
+    }
+
     pub(super) fn is_struck(&self, id: TaskId) -> bool {
         self.has_struck() && self.struck.lock().contains(&id)
     }

@@ -44,7 +44,7 @@ pub(super) struct Further<R> {
 static SUBMITTERS: AtomicU64 = AtomicU64::new(0);
 
 /// The number of a new submitter.
-pub(super) fn new_number() -> u64 {
+pub(crate) fn new_number() -> u64 {
     SUBMITTERS.fetch_add(1, Ordering::Relaxed) + 1
 }
 

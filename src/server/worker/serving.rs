@@ -14,18 +14,20 @@ use crate::server::admission::Admitted;
 use crate::server::close_reason::CloseReason;
 use crate::server::connection::Connection;
 use crate::server::connection_info::ConnectionId;
+use crate::server::core::Core;
 use crate::server::entrance::Entrance;
 use crate::server::handle::ServerHandle;
 use crate::server::lifecycle::Phase;
+use crate::server::limits::Limits;
 use crate::server::link::{Link, LinkState, Wire};
 use crate::server::listener::ListenerSettings;
 use crate::server::mailbox::Mailbox;
 use crate::server::places::Place;
-use crate::server::registry::Entry;
+use crate::server::registry::{Entry, Registered};
 use crate::server::service::Service;
 use crate::server::tally::Tally;
 use crate::server::timers::Timers;
-use crate::task::Wake;
+use crate::task::{Port, Wake, new_number};
 
 /// A client that was accepted, and what its worker needs. The order matters when it is dropped: first the socket, then
 /// the place.
@@ -48,32 +50,14 @@ where
     // First of all, so that they are dropped last.
     let Accepted { place: _place, mut admitted, settings, entrance: _, mut stream } = accepted;
     let core = &service.core;
-    let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
-    let port = service.pool.port(wake, service.port_config());
-    let id = ConnectionId(port.number());
+    let id = ConnectionId(new_number());
     let opened = match settings.needs_opening() {
         true => open(id, &mut stream, &mut admitted, sleeper, core, &settings),
         false => Ok(()),
     };
-
-    let now = Instant::now();
-    let entry = Entry::new(
-        id,
-        (stream.peer_addr().clone(), stream.local_addr().clone()),
-        Arc::clone(&settings.name),
-        Mailbox::new(Arc::clone(sleeper.waker()), settings.limits.bounds().limit),
-        Tally::new(now),
-    );
-    if opened.is_err() {
-        // Nobody knows who that is, and nothing is for them.
-        entry.mailbox.seal();
-    }
-    log::debug!("connection {id}: open, from {}", foreign(&entry.peer_addr));
-    let registered = core.registry.register(entry);
-
-    let limits = &settings.limits;
+    let registered = register(core, id, &stream, &settings, sleeper, opened.is_ok());
     let session = catch(|| (service.session)(&registered.entry().peer_addr));
-    let input = catch(|| Input::new(&settings.framing, limits.max_frame));
+    let input = catch(|| Input::new(&settings.framing, settings.limits.max_frame));
     let (session, input) = match (session, input) {
         (Ok(session), Ok(input)) => (session, input),
         (Err(message), _) | (_, Err(message)) => {
@@ -82,43 +66,102 @@ where
         }
     };
     core.observer.tell(|observer| observer.connection_opened(&registered.entry().info()));
-    let link = Link {
-        wire: Wire { stream, outbox: Outbox::new(limits.bounds()), flushed: 0, messages: 0 },
-        registered,
-        port,
-        server: ServerHandle { core: Arc::clone(core) },
-        state: LinkState::Open,
-        paused: false,
-        timers: Timers::new(),
-    };
-    let mut worker = Worker {
-        service,
-        core,
-        input,
-        conn: Connection { session, link },
-        limits,
-        input_ended: false,
-        is_peer_gone: false,
-        sleeper,
-        may_hold_buffers: true,
-        patience: Patience::new(),
-        turns_awake: 0,
-        phase: Phase::Serving,
-        clocks: Clocks::new(limits, now),
-        told_congested: false,
-        buffered: core.registry.buffered.of_one(),
-        is_open: opened.is_ok(),
-    };
+
+    let arrived = Arrived { stream, registered, session, input, is_open: opened.is_ok() };
+    let mut worker = Worker::new(service, sleeper, &settings.limits, arrived);
     let reason = match opened {
         Ok(()) => catch(|| worker.work()).unwrap_or_else(CloseReason::Panicked),
         Err(reason) => reason,
     };
     worker.close(reason);
-    let Worker { conn: Connection { session, mut link }, input, .. } = worker;
     // Each is users', and each drop may panic; two panics at once would end the process.
-    link.timers.drain().for_each(drop_fenced);
-    drop_fenced(input);
+    worker.conn.link.timers.drain().for_each(drop_fenced);
+    drop_fenced(worker.input);
+    let session = worker.conn.session;
     if let Err(message) = catch(|| drop(session)) {
         core.log_callback(id, &format!("its session panicked when dropped: {}", foreign(message)));
     }
+}
+
+/// A client that is known, and what was made for it.
+struct Arrived<S> {
+    stream: Stream,
+    registered: Registered,
+    session: S,
+    input: Input,
+    is_open: bool,
+}
+
+impl<'a, T: Send + 'static, R: Send + 'static, S> Worker<'a, T, R, S> {
+    /// Not inlined, and nor are those below: the stack of an idle connection is memory that it keeps, and what things are
+    /// put together from would stay there.
+    #[inline(never)]
+    fn new(service: &'a Service<T, R, S>, sleeper: &'a Sleeper, limits: &'a Limits, arrived: Arrived<S>) -> Self {
+        let Arrived { stream, registered, session, input, is_open } = arrived;
+        let core = &service.core;
+        let port = new_port(service, registered.entry().id, sleeper);
+        let clocks = Clocks::new(limits, registered.entry().tally.connected_at);
+        let link = Link {
+            wire: Wire { stream, outbox: Outbox::new(limits.bounds()), flushed: 0, messages: 0 },
+            registered,
+            port,
+            server: ServerHandle { core: Arc::clone(core) },
+            state: LinkState::Open,
+            paused: false,
+            timers: Timers::new(),
+        };
+        Worker {
+            service,
+            core,
+            input,
+            conn: Connection { session, link },
+            limits,
+            input_ended: false,
+            is_peer_gone: false,
+            sleeper,
+            may_hold_buffers: true,
+            patience: Patience::new(),
+            turns_awake: 0,
+            phase: Phase::Serving,
+            clocks,
+            told_congested: false,
+            buffered: core.registry.buffered.of_one(),
+            is_open,
+        }
+    }
+}
+
+#[inline(never)]
+fn new_port<T: Send + 'static, R: Send + 'static, S>(
+    service: &Service<T, R, S>,
+    id: ConnectionId,
+    sleeper: &Sleeper,
+) -> Box<Port<T, R, Connection<T, R, S>>> {
+    let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
+    Box::new(service.pool.port(id.0, wake, service.port_config()))
+}
+
+/// From here on others can find the connection.
+#[inline(never)]
+fn register(
+    core: &Core,
+    id: ConnectionId,
+    stream: &Stream,
+    settings: &ListenerSettings,
+    sleeper: &Sleeper,
+    is_open: bool,
+) -> Registered {
+    log::debug!("connection {id}: open, from {}", foreign(stream.peer_addr()));
+    let entry = Entry::new(
+        id,
+        (stream.peer_addr().clone(), stream.local_addr().clone()),
+        Arc::clone(&settings.name),
+        Mailbox::new(Arc::clone(sleeper.waker()), settings.limits.bounds().limit),
+        Tally::new(Instant::now()),
+    );
+    if !is_open {
+        // Nobody knows who that is, and nothing is for them.
+        entry.mailbox.seal();
+    }
+    core.registry.register(entry)
 }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use super::Port;
 use crate::patience::Patience;
 use crate::task::flight::{Delivery, Each, Finish, Flight, What};
-use crate::task::order::Order;
 use crate::task::outcome::{Finished, Progress, Returned, TaskId};
 use crate::task::reply::Message;
 
@@ -16,10 +15,9 @@ const GATHERED: usize = 128;
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Whether there may be something to deliver.
     pub(crate) fn has_message(&self) -> bool {
-        self.fetched.is_some()
-            || !self.aside.is_empty()
+        !self.aside.is_empty()
             || !self.address.receiver().is_empty()
-            || self.order.as_ref().is_some_and(Order::has_next)
+            || self.order.as_ref().is_some_and(|order| order.has_next())
     }
 
     /// More messages than this cannot be here, but for those of progress and of deadlines.
@@ -76,21 +74,25 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Settles what comes next, if anything is here: what its task has done before it gave this has happened by now.
     #[inline]
     pub(crate) fn fetch(&mut self) -> bool {
-        if self.order.is_none() {
-            return self.has_message();
+        match &self.order {
+            None => return self.has_message(),
+            Some(order) if order.fetched.is_some() => return true,
+            Some(_) => {}
         }
-        if self.fetched.is_none() {
-            self.fetched = self.next_in_order();
+        let next = self.next_in_order();
+        let is_here = next.is_some();
+        if let Some(order) = &mut self.order {
+            order.fetched = next;
         }
-        self.fetched.is_some()
+        is_here
     }
 
     /// What was fetched, with what is to run for it; `None` if that is nothing.
     #[inline]
     pub(crate) fn fetched(&mut self) -> Option<Delivery<R, C>> {
-        let message = match self.order {
+        let message = match &mut self.order {
             None => self.next_message()?,
-            Some(_) => self.fetched.take()?,
+            Some(order) => order.fetched.take()?,
         };
         self.deliver(message)
     }
@@ -105,7 +107,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
     fn next_in_order(&mut self) -> Option<Message<R>> {
         loop {
-            if let Some(message) = self.order.as_mut().and_then(Order::next) {
+            if let Some(message) = self.order.as_mut().and_then(|order| order.next()) {
                 return Some(message);
             }
             let message = self.next_message()?;
