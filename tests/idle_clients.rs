@@ -188,6 +188,27 @@ fn each_of_a_thousand_is_told_everything_once_and_in_order() {
         broadcast(0..20);
         wait_until_idle();
         broadcast(20..40);
+        // Several at once: each comes whole, and once, and in its own order.
+        thread::scope(|scope| {
+            for voice in ["a", "b", "c"] {
+                let handle = &house.server.handle;
+                scope.spawn(move || {
+                    for number in 0..10 {
+                        assert_eq!(handle.broadcast(format!("{voice}{number}\n")).sent, CLIENTS);
+                    }
+                });
+            }
+        });
+        for client in &mut clients {
+            let lines: Vec<String> = (0..30).map(|_| client.line()).collect();
+            for voice in ["a", "b", "c"] {
+                let own = lines.iter().filter(|line| line.starts_with(voice));
+                assert!(
+                    own.eq((0..10).map(|number| format!("{voice}{number}")).collect::<Vec<_>>().iter()),
+                    "{lines:?}"
+                );
+            }
+        }
         drop(clients);
         house.server.stop();
         return;

@@ -566,6 +566,21 @@ fn what_the_kernel_is_told_holds_for_the_sockets_of_clients() {
     succeeds(child);
 }
 
+#[cfg(feature = "tcp-extras")]
+#[test]
+fn a_client_that_says_nothing_is_kept_back_by_the_kernel_where_accepting_is_deferred() {
+    let options = SocketOptions::new().defer_accept(Duration::from_secs(60));
+    let server = run(on(loopback().name("deferred").socket_options(options)).unwrap());
+    let mut silent = Client::connect(server.addr());
+    let mut other = Client::connect(server.addr());
+    assert_eq!(other.ask("x"), "deferred: x");
+    // It came before the other.
+    assert_eq!(server.handle.stats().accepted_connections, 1);
+    assert_eq!(silent.ask("y"), "deferred: y");
+    drop((silent, other));
+    server.stop();
+}
+
 #[test]
 fn servers_that_reuse_a_port_share_its_clients_and_others_do_not_get_it() {
     let options = || SocketOptions::new().reuse_port(true);

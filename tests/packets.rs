@@ -276,6 +276,22 @@ fn while_the_queue_is_full_packets_stay_with_the_kernel() {
     server.stop();
 }
 
+/// Nothing that is in flight would wake it: only the room in the queue does.
+#[test]
+fn a_socket_that_was_held_back_receives_again_as_soon_as_there_is_room() {
+    const ROUNDS: u64 = 300;
+    const PACKETS: u64 = 12;
+    let gate = Gate::default();
+    gate.open();
+    let server = obedient(&gate, |builder| builder.task_worker_num(2).queue_capacity(1).listen_udp(LOOPBACK));
+    let asker = Asker::of(server.addr());
+    for round in 1..=ROUNDS {
+        (0..PACKETS).for_each(|_| asker.send("one way"));
+        eventually("all are received", || server.handle.stats().packets_received == round * PACKETS);
+    }
+    server.stop();
+}
+
 #[test]
 fn a_shutdown_delivers_what_is_in_flight_and_receives_no_more() {
     let gate = Gate::default();

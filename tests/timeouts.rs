@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use backroom::{
     CloseReason, Framing, LengthPrefix, LengthType, Limits, Listener, ProxyProtocol, Server, SocketOptions,
 };
+use common::house::{House, slow_client, small_buffers};
 use common::{Client, Events, Gate, PATIENCE, Running, events, eventually, log_from, run, succeeds};
 
 /// The time that is under test. Far more than a thread of a loaded machine waits for its turn.
@@ -355,6 +356,30 @@ fn a_client_that_takes_a_little_now_and_then_does_not_outlive_its_lifetime_by_mo
     assert_eq!(closed.next(), "TimedOut(Lifetime)");
     assert!(taken < MUCH && begun.elapsed() >= TIME * 3, "{taken} bytes in {:?}", begun.elapsed());
     server.stop();
+}
+
+/// Each of many messages that wait for it has no time of its own.
+#[test]
+fn what_others_have_sent_does_not_keep_a_connection_beyond_its_lifetime_either() {
+    const MESSAGES: usize = 2_000;
+    let limits = patient().max_lifetime(TIME).write_timeout(TIME);
+    let house = House::open(|builder| builder.limits(limits).socket_options(small_buffers()));
+    let mut guest = house.welcome(slow_client(house.server.addr()));
+    for _ in 0..MESSAGES {
+        // As large as what is shared and not put together with the next.
+        assert_eq!(house.handle().broadcast([b'x'; 300]).sent, 1);
+    }
+    let (mut taken, mut some) = (0, [0; 1024]);
+    let taken = loop {
+        match guest.client.socket.get_mut().read(&mut some) {
+            Ok(0) | Err(_) => break taken,
+            Ok(n) => taken += n,
+        }
+        thread::sleep(TIME / 16);
+    };
+    assert_eq!(house.closed(), "TimedOut(Lifetime)");
+    assert!(taken < MESSAGES * 300, "it took all {taken} bytes");
+    house.server.stop();
 }
 
 #[test]

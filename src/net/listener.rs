@@ -50,7 +50,7 @@ impl ListenSocket {
         ListenSocket::listen(socket, options, Some(path))
     }
 
-    /// One that is open already, and whose own options stay.
+    /// One that is bound already. The options that come before binding stay as they are.
     pub(crate) fn open(socket: Socket, options: &SocketOptions) -> io::Result<ListenSocket> {
         options.apply_to_listener(&socket, !socket.local_addr()?.is_unix())?;
         ListenSocket::listen(socket, options, None)

@@ -266,6 +266,10 @@ impl Outbox {
         self.bounds.limit.saturating_sub(self.len())
     }
 
+    pub(crate) fn files(&self) -> usize {
+        self.files
+    }
+
     #[inline]
     pub(crate) fn has_place_for_file(&self) -> bool {
         self.files < MAX_FILES

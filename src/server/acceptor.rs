@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::core::Core;
 use super::entrance::Entrance;
 use super::listener::OpenListener;
-use super::places::Place;
+use super::places::{Place, Short};
 use super::worker::Accepted;
 use crate::net::{AcceptError, Sleeper, Waker};
 
@@ -30,12 +30,14 @@ pub(super) struct Acceptor {
     /// be dropped where descriptors are short.
     next: Option<Sleeper>,
     backoff: Duration,
+    /// While it lacks something for the next client.
+    short: Option<Short>,
 }
 
 impl Acceptor {
     pub(super) fn new(core: Arc<Core>, listener: OpenListener, sleeper: Sleeper, hire: Hire) -> Acceptor {
         let entrance = Arc::new(Entrance::new(Arc::clone(&core), listener));
-        Acceptor { core, entrance, sleeper, hire, next: None, backoff: FIRST_BACKOFF }
+        Acceptor { core, entrance, sleeper, hire, next: None, backoff: FIRST_BACKOFF, short: None }
     }
 
     pub(super) fn waker(&self) -> &Arc<Waker> {
@@ -59,6 +61,7 @@ impl Acceptor {
                 Err(AcceptError::ClientGone(error)) => log::debug!("a client was gone before it was accepted: {error}"),
                 Err(AcceptError::Exhausted(error)) => {
                     self.entrance.warn("cannot accept for now", &error);
+                    self.lack();
                     self.back_off(self.backoff);
                     self.backoff = (self.backoff * 2).min(LAST_BACKOFF);
                 }
@@ -74,9 +77,20 @@ impl Acceptor {
     }
 
     fn hire(&mut self, accepted: Accepted) {
-        if let Err(error) = (self.hire)(accepted, &mut self.next) {
-            self.core.registry.count_no_thread();
-            self.entrance.warn("no thread for a connection, which is refused", &error);
+        match (self.hire)(accepted, &mut self.next) {
+            Ok(()) => self.short = None,
+            Err(error) => {
+                self.lack();
+                self.core.registry.count_no_thread();
+                self.entrance.warn("no thread for a connection, which is refused", &error);
+            }
+        }
+    }
+
+    /// Until it has found a worker for a client, no worker takes one by itself.
+    fn lack(&mut self) {
+        if self.short.is_none() {
+            self.short = Some(self.core.places.short());
         }
     }
 

@@ -25,25 +25,55 @@ const BATCH: usize = 64;
 /// Of a thread that only sends.
 const STACK: usize = 64 * 1024;
 
-/// Returns when all have it, so that what the caller sends next comes after it.
-pub(super) fn send_to_all(entries: &[Arc<Entry>], bytes: &[u8]) -> Broadcast {
-    let bytes: Arc<[u8]> = bytes.into();
-    let next = AtomicUsize::new(0);
-    let send = || {
-        let batches = std::iter::from_fn(|| entries.get(next.fetch_add(BATCH, Ordering::Relaxed)..));
-        let entries = batches.take_while(|rest| !rest.is_empty()).flat_map(|rest| rest.iter().take(BATCH));
-        entries.filter(|entry| entry.send_shared(&bytes).is_ok()).count()
-    };
-    let processors = || thread::available_parallelism().map_or(1, usize::from);
-    let helpers = match entries.len() / WORTH_A_THREAD {
-        0 => 0,
-        threads => threads.min(processors() - 1),
-    };
-    let sent = thread::scope(|scope| {
-        // Where one cannot be started, the others do its part.
-        let start = |_| thread::Builder::new().stack_size(STACK).spawn_scoped(scope, send).ok();
-        let helpers: Vec<_> = (0..helpers).filter_map(start).collect();
-        send() + helpers.into_iter().map(|helper| helper.join().unwrap_or(0)).sum::<usize>()
-    });
-    Broadcast { sent, refused: entries.len() - sent }
+/// Threads that help whoever broadcasts: for all broadcasts together no more than there are further processors, since
+/// any client's line may cause one.
+pub(super) struct Helpers {
+    free: AtomicUsize,
+}
+
+impl Helpers {
+    pub(super) fn new() -> Helpers {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        Helpers { free: AtomicUsize::new(processors - 1) }
+    }
+
+    /// Returns when all have it, so that what the caller sends next comes after it.
+    pub(super) fn send_to_all(&self, entries: &[Arc<Entry>], bytes: &[u8]) -> Broadcast {
+        let bytes: Arc<[u8]> = bytes.into();
+        let next = AtomicUsize::new(0);
+        let send = || {
+            let batches = std::iter::from_fn(|| entries.get(next.fetch_add(BATCH, Ordering::Relaxed)..));
+            let entries = batches.take_while(|rest| !rest.is_empty()).flat_map(|rest| rest.iter().take(BATCH));
+            entries.filter(|entry| entry.send_shared(&bytes).is_ok()).count()
+        };
+        let helpers = self.take((entries.len() / WORTH_A_THREAD).saturating_sub(1));
+        let sent = thread::scope(|scope| {
+            // Where one cannot be started, the others do its part.
+            let start = |_| thread::Builder::new().stack_size(STACK).spawn_scoped(scope, send).ok();
+            let threads: Vec<_> = (0..helpers).filter_map(start).collect();
+            send() + threads.into_iter().map(|thread| thread.join().unwrap_or(0)).sum::<usize>()
+        });
+        self.free.fetch_add(helpers, Ordering::Relaxed);
+        Broadcast { sent, refused: entries.len() - sent }
+    }
+
+    /// So many of them, or as many as are free.
+    fn take(&self, wanted: usize) -> usize {
+        let fewer = |free: usize| (wanted > 0).then(|| free.saturating_sub(wanted));
+        match self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer) {
+            Ok(free) => free.min(wanted),
+            Err(_) => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_threads_help_than_there_are_whoever_asks() {
+        let helpers = Helpers { free: AtomicUsize::new(3) };
+        assert_eq!([0, 2, 9, 1].map(|wanted| helpers.take(wanted)), [0, 2, 1, 0]);
+    }
 }

@@ -101,7 +101,8 @@ impl<T, R, S> Connection<T, R, S> {
     /// which the worker's reads of it may make wait for the disk. Swoole's `sendfile`.
     ///
     /// The bytes take no part in `max_outbox`. An error where the connection is closed or closing, where 16 files
-    /// already wait for it or an eighth of `max_connections`, at least 16, for all connections, and where the file is shorter than that. If it becomes so later, the connection closes.
+    /// already wait for it, or a quarter of those that still may for all connections: an eighth of `max_connections`, at
+    /// least 16. And where the file is shorter than that. If it becomes so later, the connection closes.
     ///
     /// ```
     /// # fn main() -> Result<(), backroom::BindError> {
@@ -168,7 +169,8 @@ impl<T, R, S> Connection<T, R, S> {
 /// Timers. They run on this connection's worker and end with it; an error that one returns is logged.
 impl<T, R, S> Connection<T, R, S> {
     /// Runs a closure once, so much later. It need not be `Send`. A connection that closes drops it unrun; a timer does
-    /// not keep one open. Swoole's `after`.
+    /// not keep one open. How many there may be is for the program to say: one per frame would be for the client to
+    /// say. Swoole's `after`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -212,8 +214,7 @@ impl<T, R, S> Connection<T, R, S> {
         self.link.every(period, run)
     }
 
-    /// Has a timer not run any more; false if it would not have. It may clear itself. Takes time in proportion to the
-    /// timers of this connection. Swoole's `clearTimer`.
+    /// Has a timer not run any more; false if it would not have. It may clear itself. Swoole's `clearTimer`.
     pub fn clear_timer(&mut self, timer: TimerId) -> bool {
         self.link.clear_timer(timer)
     }

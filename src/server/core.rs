@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
 use super::BackRoom;
+use super::broadcast::Helpers;
 use super::connection_info::ConnectionId;
 use super::lifecycle::Lifecycle;
 use super::packets::PacketSockets;
@@ -31,6 +32,7 @@ pub(super) struct Core {
     pub(super) lifecycle: Lifecycle,
     pub(super) places: Arc<Places>,
     pub(super) registry: Arc<Registry>,
+    pub(super) helpers: Helpers,
     pub(super) books: Arc<Books>,
     callback_log: LogLimit,
     client_log: LogLimit,
@@ -65,6 +67,7 @@ impl Core {
             lifecycle,
             places: Arc::new(places),
             registry: Arc::new(registry),
+            helpers: Helpers::new(),
             books: Arc::new(Books::default()),
             callback_log: LogLimit::default(),
             client_log: LogLimit::default(),

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::broadcast::{Broadcast, send_to_all};
+use super::broadcast::Broadcast;
 use super::connection::Connection;
 use super::connection_info::{ConnectionId, ConnectionInfo, Connections};
 use super::core::Core;
@@ -153,16 +153,19 @@ impl ServerHandle {
         len: Option<u64>,
     ) -> Result<(), SendFileError> {
         let entry = self.entry(connection).ok_or(SendFileError::Closed)?;
-        let Some(part) = file_part(&self.core.registry.files, file, offset, len)? else { return Ok(()) };
+        let Some(part) = file_part(&self.core.registry.files, entry.mailbox.files(), file, offset, len)? else {
+            return Ok(());
+        };
         entry.send_file(part).map_err(|error| match error {
             SendError::Closed => SendFileError::Closed,
             SendError::OutboxFull | SendError::TooLong => SendFileError::TooManyFiles,
         })
     }
 
-    /// Sends `bytes` to every connection. They are copied once, however many these are. Returns once they are on their
-    /// way, which takes some microseconds for each connection, and says how many they were. Where there are thousands,
-    /// more threads lend a hand meanwhile, one for each 512 and up to the processors there are.
+    /// Sends `bytes` to every connection. However many these are, 256 bytes and more are kept once; fewer are copied for
+    /// each that does not take them at once. Returns once they are on their way, which takes some microseconds for each
+    /// connection, and says how many they were. Where there are thousands, more threads lend a hand meanwhile: with the
+    /// caller's one for each 512, and for all broadcasts of a server no more than there are processors.
     ///
     /// ```
     /// # let server = backroom::Server::builder::<(), ()>()
@@ -175,14 +178,14 @@ impl ServerHandle {
     /// # Ok::<(), backroom::BindError>(())
     /// ```
     pub fn broadcast(&self, bytes: impl AsRef<[u8]>) -> Broadcast {
-        send_to_all(&self.core.registry.all(), bytes.as_ref())
+        self.core.helpers.send_to_all(&self.core.registry.all(), bytes.as_ref())
     }
 
     /// Sends `bytes` to those connections that `wanted` wants; otherwise as [`broadcast`](Self::broadcast).
     pub fn broadcast_to(&self, wanted: impl Fn(&ConnectionInfo) -> bool, bytes: impl AsRef<[u8]>) -> Broadcast {
         let mut entries = self.core.registry.all();
         entries.retain(|entry| wanted(&entry.info()));
-        send_to_all(&entries, bytes.as_ref())
+        self.core.helpers.send_to_all(&entries, bytes.as_ref())
     }
 
     /// Sends a datagram from the first packet socket of the address's family; see

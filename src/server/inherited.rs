@@ -42,7 +42,8 @@ const NO_NAME: &str = "unknown";
 
 impl Inherited {
     /// Takes what the environment's `LISTEN_FDS` speaks of, if it is for this process. They are handed over once: a
-    /// second call finds none.
+    /// second call finds none, since it changes the environment. Call it at the beginning of `main`, before there are
+    /// threads that could read that.
     ///
     /// An error where a descriptor is none of these.
     pub fn take() -> io::Result<Inherited> {

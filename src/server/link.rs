@@ -171,7 +171,7 @@ impl<T, R, S> Link<T, R, S> {
         if !matches!(self.state, LinkState::Open) {
             return Err(SendFileError::Closed);
         }
-        if let Some(part) = file_part(&self.server.core.registry.files, file, offset, len)? {
+        if let Some(part) = file_part(&self.server.core.registry.files, self.wire.outbox.files(), file, offset, len)? {
             self.wire.outbox.push_piece(Piece::File(part)).map_err(|_| SendFileError::TooManyFiles)?;
             self.wire.messages += 1;
         }
@@ -262,9 +262,10 @@ impl Wire {
     }
 }
 
-/// The part of the file, if it is there; `None` if it is empty.
+/// The part of the file, for a client for whom so many wait; `None` if it is empty.
 pub(super) fn file_part(
-    files: &Arc<FileBudget>,
+    budget: &Arc<FileBudget>,
+    waiting: usize,
     file: File,
     offset: u64,
     len: Option<u64>,
@@ -277,7 +278,7 @@ pub(super) fn file_part(
     match len.unwrap_or(rest) {
         0 => Ok(None),
         len if len <= rest => {
-            let permit = files.permit().ok_or(SendFileError::TooManyFiles)?;
+            let permit = budget.permit(waiting).ok_or(SendFileError::TooManyFiles)?;
             Ok(Some(FilePart::new(file, offset, len, permit)))
         }
         _ => Err(SendFileError::OutOfRange),

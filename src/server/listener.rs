@@ -103,8 +103,9 @@ impl Listener {
     }
 
     /// On the path of a Unix socket. A socket file that is there and refuses to be connected to is stale, and replaced;
-    /// anything else there is an error. The file is removed at shutdown. Put it into a directory that nobody else may
-    /// write to.
+    /// anything else there is an error. The file is removed at shutdown. Put it into a directory that
+    /// nobody else may read or write: who can write there could replace the file, and who can read it could lock it, for
+    /// which `build` waits for a second and then errs.
     pub fn unix(path: impl Into<PathBuf>) -> Listener {
         Listener::at(At::Unix(UnixOptions { path: path.into(), mode: 0o600, owner: (None, None) }))
     }
@@ -257,7 +258,8 @@ impl ListenerSettings {
 }
 
 impl From<TcpListener> for Listener {
-    /// One that is open and bound already, with whatever options it was given.
+    /// One that is open and bound already. Its [backlog](SocketOptions::backlog) is set anew, and with it what its
+    /// clients' sockets inherit: no delay, keepalive and user timeout.
     fn from(socket: TcpListener) -> Listener {
         Listener::at(At::Open(socket.into()))
     }

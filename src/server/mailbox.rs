@@ -306,6 +306,11 @@ impl Mailbox {
         self.mail.lock().items.iter().map(own).sum()
     }
 
+    /// How many files wait for the worker.
+    pub(super) fn files(&self) -> usize {
+        self.mail.lock().files
+    }
+
     /// How many bytes wait for the worker.
     pub(super) fn bytes(&self) -> usize {
         self.mail.lock().bytes

@@ -7,14 +7,19 @@ use crate::net::Waker;
 
 pub(super) struct Places {
     max_connections: usize,
-    /// Connections until their socket is closed, and the places that acceptors keep for the next.
+    /// By connections until their socket is closed, and by whoever accepts one just now.
     taken: AtomicUsize,
     /// Of these, the connections.
     connections: AtomicUsize,
     /// Connections since the start.
     accepted: AtomicU64,
     acceptors: Vec<Arc<Waker>>,
+    /// How many acceptors lack something else for a client: a descriptor, a thread.
+    short: AtomicUsize,
 }
+
+/// An acceptor lacks something, until this is dropped.
+pub(super) struct Short(Arc<Places>);
 
 /// One of the `max_connections`. Dropped after the connection's descriptors are closed, it lets the acceptors go on that
 /// wait for one.
@@ -31,6 +36,7 @@ impl Places {
             connections: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             acceptors,
+            short: AtomicUsize::new(0),
         }
     }
 
@@ -53,15 +59,30 @@ impl Places {
         self.take_below(self.max_connections)
     }
 
-    /// The same, if each acceptor could still have one.
+    /// The same, if each acceptor could still have one, and lacks nothing else.
     pub(super) fn take_spare(self: &Arc<Self>) -> Option<Place> {
+        if self.short.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
         self.take_below(self.max_connections.saturating_sub(self.acceptors.len()))
+    }
+
+    /// Leaves what others give back to an acceptor.
+    pub(super) fn short(self: &Arc<Self>) -> Short {
+        self.short.fetch_add(1, Ordering::Relaxed);
+        Short(Arc::clone(self))
     }
 
     fn take_below(self: &Arc<Self>, most: usize) -> Option<Place> {
         let one_more = |taken: usize| (taken < most).then_some(taken + 1);
         self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
         Some(Place { places: Arc::clone(self), is_occupied: false })
+    }
+}
+
+impl Drop for Short {
+    fn drop(&mut self) {
+        self.0.short.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -83,5 +104,36 @@ impl Drop for Place {
         for acceptor in &self.places.acceptors {
             acceptor.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Sleeper;
+
+    fn places(max_connections: usize, acceptors: usize) -> Arc<Places> {
+        let acceptors = (0..acceptors).map(|_| Arc::clone(Sleeper::new().unwrap().waker())).collect();
+        Arc::new(Places::new(max_connections, acceptors))
+    }
+
+    #[test]
+    fn workers_leave_a_place_for_each_acceptor() {
+        let places = places(5, 2);
+        let spare: Vec<Place> = std::iter::from_fn(|| places.take_spare()).collect();
+        assert_eq!(spare.len(), 3);
+        let rest: Vec<Place> = std::iter::from_fn(|| places.take()).collect();
+        assert_eq!(rest.len(), 2);
+        drop((spare, rest));
+        assert!(places.has_place() && places.take_spare().is_some());
+    }
+
+    #[test]
+    fn workers_take_nothing_while_an_acceptor_lacks_something() {
+        let places = places(5, 1);
+        let short = places.short();
+        assert!(places.take_spare().is_none() && places.take().is_some());
+        drop(short);
+        assert!(places.take_spare().is_some());
     }
 }

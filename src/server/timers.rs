@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
+
 /// A timer of a connection, from [`after`](crate::Connection::after) or [`every`](crate::Connection::every). Of use with
 /// that connection only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,6 +14,8 @@ pub struct TimerId(u64);
 pub(super) struct Timers<C> {
     /// By when they are due, and in the order in which they were set.
     due: BTreeMap<(Instant, TimerId), Timer<C>>,
+    /// When each is due.
+    times: FxHashMap<TimerId, Instant>,
     last: u64,
     /// The one whose closure runs now, unless it has been cleared.
     running: Option<TimerId>,
@@ -37,7 +41,7 @@ pub(super) const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
 
 impl<C> Timers<C> {
     pub(super) fn new() -> Timers<C> {
-        Timers { due: BTreeMap::new(), last: 0, running: None }
+        Timers { due: BTreeMap::new(), times: FxHashMap::default(), last: 0, running: None }
     }
 
     /// A time beyond the reach of the clock never comes.
@@ -45,7 +49,7 @@ impl<C> Timers<C> {
         self.last += 1;
         let id = TimerId(self.last);
         if let Some(due) = Instant::now().checked_add(time) {
-            self.due.insert((due, id), timer);
+            self.insert(due, id, timer);
         }
         id
     }
@@ -56,11 +60,17 @@ impl<C> Timers<C> {
             self.running = None;
             return true;
         }
-        let key = self.due.keys().find(|(_, other)| *other == id).copied();
-        key.and_then(|key| self.due.remove(&key)).is_some()
+        let due = self.times.remove(&id);
+        due.and_then(|due| self.due.remove(&(due, id))).is_some()
+    }
+
+    fn insert(&mut self, due: Instant, id: TimerId, timer: Timer<C>) {
+        self.times.insert(id, due);
+        self.due.insert((due, id), timer);
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Timer<C>> + use<C> {
+        self.times.clear();
         std::mem::take(&mut self.due).into_values()
     }
 
@@ -76,6 +86,7 @@ impl<C> Timers<C> {
     pub(super) fn take_due(&mut self, now: Instant) -> Option<Due<C>> {
         let first = self.due.first_entry().filter(|first| first.key().0 <= now)?;
         let ((at, id), timer) = first.remove_entry();
+        self.times.remove(&id);
         self.running = matches!(timer, Timer::Every(..)).then_some(id);
         Some(Due { at, id, timer })
     }
@@ -89,7 +100,7 @@ impl<C> Timers<C> {
             let now = Instant::now();
             let in_time = due.at.checked_add(period).filter(|at| *at > now);
             if let Some(at) = in_time.or_else(|| now.checked_add(period)) {
-                self.due.insert((at, due.id), due.timer);
+                self.insert(at, due.id, due.timer);
             }
         }
     }

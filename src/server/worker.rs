@@ -134,7 +134,9 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let no_tasks = link.port.in_flight() == 0;
         let settled = no_tasks && link.wire.outbox.is_empty();
         match self.phase {
-            Phase::Serving if no_tasks && self.clocks.retired => Err(CloseReason::TimedOut(Timeout::Lifetime)),
+            Phase::Serving if self.clocks.retired && (no_tasks || self.is_too_slow_to_retire()) => {
+                Err(CloseReason::TimedOut(Timeout::Lifetime))
+            }
             Phase::Serving if settled && self.input_ended && !self.input.may_have_frame() => Err(CloseReason::Client),
             Phase::Serving => Ok(()),
             Phase::Draining if settled => Err(CloseReason::Shutdown),

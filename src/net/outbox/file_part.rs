@@ -47,6 +47,9 @@ pub(crate) struct FileBudget {
     max: usize,
 }
 
+/// Nobody may have more than one part in so many of what is left.
+const SHARE: usize = 4;
+
 /// For one file; given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct FilePermit(Arc<FileBudget>);
@@ -56,8 +59,11 @@ impl FileBudget {
         FileBudget { open: AtomicUsize::new(0), max }
     }
 
-    pub(crate) fn permit(self: &Arc<Self>) -> Option<FilePermit> {
-        let one_more = |open: usize| (open < self.max).then_some(open + 1);
+    /// For a client who has so many already. The fewer are left the fewer each may have, so that those who take nothing
+    /// leave some to the others.
+    pub(crate) fn permit(self: &Arc<Self>, own: usize) -> Option<FilePermit> {
+        let left = |open: usize| self.max.saturating_sub(open);
+        let one_more = |open: usize| (own * SHARE < left(open)).then_some(open + 1);
         self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         Some(FilePermit(Arc::clone(self)))
     }
@@ -66,5 +72,26 @@ impl FileBudget {
 impl Drop for FilePermit {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fewer_are_left_the_fewer_each_may_have_and_the_last_are_for_who_has_none() {
+        let budget = Arc::new(FileBudget::new(16));
+        let mut permits = Vec::new();
+        let mut have = [0; 12];
+        for own in &mut have {
+            while let Some(permit) = budget.permit(*own) {
+                permits.push(permit);
+                *own += 1;
+            }
+        }
+        assert_eq!(have, [4, 3, 2, 2, 1, 1, 1, 1, 1, 0, 0, 0]);
+        permits.pop();
+        assert!(budget.permit(1).is_none() && budget.permit(0).is_some());
     }
 }

@@ -61,7 +61,7 @@ fn shared(bytes: &[u8]) -> Piece {
 
 /// A file with these bytes, which is gone when it is closed.
 fn part_of(file: File, offset: u64, len: u64) -> FilePart {
-    FilePart::new(file, offset, len, Arc::new(FileBudget::new(1)).permit().unwrap())
+    FilePart::new(file, offset, len, Arc::new(FileBudget::new(1)).permit(0).unwrap())
 }
 
 fn file_of(bytes: &[u8]) -> File {

@@ -123,6 +123,9 @@ fn addresses(
     }
     for address in sockets.addresses() {
         log::info!("receiving datagrams on {address}");
+        if address.ip().is_some_and(|ip| !ip.is_loopback()) {
+            log::warn!("{address} is not of this machine alone, and datagrams are not encrypted");
+        }
         addresses.push(address);
     }
     if addresses.is_empty() { Err(BindError::NoListener) } else { Ok(addresses) }

@@ -100,14 +100,17 @@ impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
             Phase::Expired if !port.has_message() => return false,
             _ => {}
         }
-        let receive = phase == Phase::Serving && !port.should_pause();
         if self.deaf_until.is_some_and(|until| Instant::now() >= until) {
             self.deaf_until = None;
         }
-        if !(receive && self.deaf_until.is_none() && self.receive()) {
-            self.sleep(phase, receive);
+        if !(self.may_receive(phase) && self.receive()) {
+            self.sleep(phase);
         }
         true
+    }
+
+    fn may_receive(&mut self, phase: Phase) -> bool {
+        phase == Phase::Serving && self.deaf_until.is_none() && !self.socket.port.should_pause()
     }
 
     fn deliver(&mut self) {
@@ -128,7 +131,10 @@ impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
         for _ in 0..BATCH {
             let (len, from) = match self.socket.datagrams.receive(&mut self.buffer) {
                 Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.errors = 0;
+                    return false;
+                }
                 // What an earlier datagram met on its way, mostly: nobody there.
                 Err(error) => {
                     self.note_error(&error);
@@ -167,16 +173,18 @@ impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
         }
     }
 
-    fn sleep(&mut self, phase: Phase, receive: bool) {
-        // Marked first and looked second; whoever has something for us pushes first and looks at the mark second.
+    fn sleep(&mut self, phase: Phase) {
+        // Marked first and looked second; whoever has something for us, room in the queue too, pushes first and looks at
+        // the mark second.
         self.sleeper.mark_asleep();
+        let receive = self.may_receive(phase);
         let port = &self.socket.port;
         if port.has_message() || self.service.core.lifecycle.phase() != phase {
             return self.sleeper.mark_awake();
         }
         let until = port.next_deadline().into_iter().chain(self.deaf_until).min();
         let timeout = until.map(|at| at.saturating_duration_since(Instant::now()));
-        let source = (receive && self.deaf_until.is_none()).then(|| self.socket.datagrams.as_fd());
+        let source = receive.then(|| self.socket.datagrams.as_fd());
         if let Err(error) = self.sleeper.sleep(source, true, false, timeout) {
             log::error!("packet socket: cannot wait: {error}");
             // Without `poll` there is nothing to wait on, and trying again at once would spin.

@@ -16,7 +16,7 @@ pub(super) struct Clocks {
     /// When it last woke.
     pub(super) now: Instant,
     /// The end of `max_lifetime`.
-    pub(super) expires_at: Option<Instant>,
+    expires_at: Option<Instant>,
     /// No long time is over before this: then it looks at each.
     look_at: Option<Instant>,
     /// It is too old, and takes nothing new.
@@ -67,6 +67,18 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     fn active_at(&self) -> Instant {
         let tally = &self.conn.link.registered.entry().tally;
         tally.received_at().max(tally.sent_at())
+    }
+
+    /// Until when what is sent may take after the lifetime is over; `None` if that never is.
+    pub(super) fn last_moment(&self) -> Option<Instant> {
+        let end = self.clocks.expires_at?.max(self.clocks.now);
+        end.checked_add(self.limits.write_timeout)
+    }
+
+    /// Its outcomes wait for a client that takes too little, however often.
+    pub(super) fn is_too_slow_to_retire(&self) -> bool {
+        let since = self.clocks.expires_at.map_or(Duration::ZERO, |at| self.clocks.now.saturating_duration_since(at));
+        self.conn.link.wire.outbox.is_congested() && since >= self.limits.write_timeout
     }
 
     /// How much longer the rest of the unfinished frame is waited for.

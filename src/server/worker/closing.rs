@@ -23,7 +23,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         // Fenced, since the text of an error is users' code too.
         let _ = catch(|| self.log_reason(&reason));
         let mut mail = self.mailbox().seal();
-        let flushed = self.is_open && reason.is_orderly() && self.flush_out() && self.flush_mail(&mut mail);
+        let flushed = self.is_open && reason.is_orderly() && self.flush_all(&mut mail);
         mail.into_iter().for_each(drop_fenced);
         let reason = match self.mailbox().end() {
             true => {
@@ -58,14 +58,19 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         }
     }
 
-    /// Writes what others have sent; what they wanted run is dropped.
-    fn flush_mail(&mut self, mail: &mut VecDeque<Item>) -> bool {
+    /// Writes the rest of the outbox, and what others have sent; what they wanted run is dropped.
+    fn flush_all(&mut self, mail: &mut VecDeque<Item>) -> bool {
+        self.clocks.now = Instant::now();
+        let last_moment = self.last_moment();
+        if !self.flush_out(last_moment) {
+            return false;
+        }
         while let Some(item) = mail.pop_front() {
             if let Item::Send(piece, messages) = item {
                 self.conn.link.wire.messages += messages;
                 // Fits, since the outbox is empty, and a mailbox is no larger.
                 let _ = self.conn.link.wire.outbox.push_piece(piece);
-                if !self.flush_out() {
+                if !self.flush_out(last_moment) {
                     return false;
                 }
             } else {
@@ -93,11 +98,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         }
     }
 
-    /// Writes the rest of the outbox, for as long as the client takes some of it within the write timeout, and until so
-    /// long after its lifetime.
-    fn flush_out(&mut self) -> bool {
-        let until = self.clocks.expires_at.map(|at| at.max(Instant::now()));
-        let until = until.and_then(|at| at.checked_add(self.limits.write_timeout));
+    /// Writes the rest of the outbox, for as long as the client takes some of it within the write timeout.
+    fn flush_out(&mut self, last_moment: Option<Instant>) -> bool {
         loop {
             if self.flush().is_err() {
                 return false;
@@ -111,13 +113,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 return false;
             }
             let Ok(timeout) = write_time_left(outbox, self.limits) else { return false };
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let left = last_moment.map(|until| until.saturating_duration_since(self.clocks.now));
             if left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
             let timeout = timeout.into_iter().chain(left).min();
             match self.sleeper.sleep(Some(stream.as_fd()), false, true, timeout) {
-                Ok(ready) if !ready.hung_up => {}
+                Ok(ready) if !ready.hung_up => self.clocks.now = Instant::now(),
                 _ => return false,
             }
         }
