@@ -32,7 +32,7 @@ pub mod stage {
 pub(super) type OnHandle = Box<dyn FnOnce(&ServerHandle) -> anyhow::Result<()> + Send>;
 pub(super) type OnShutdown = Box<dyn FnOnce(&ShutdownReport) -> anyhow::Result<()> + Send>;
 
-/// Puts a server together; from [`Server::builder`].
+/// Puts a server together; from [`Server::builder`](crate::Server::builder).
 ///
 /// `T` is what a task is given and `R` what it returns; both are inferred from the closures. `S` is the state of
 /// a connection, `W` that of a task worker; they are set first, by [`session`](Self::session) and
