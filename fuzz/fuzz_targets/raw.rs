@@ -14,7 +14,7 @@ struct Case<'a> {
     input: &'a [u8],
 }
 
-/// No boundary is kept, but every byte, and a chunk is no longer than a frame may be.
+// No boundary is kept, but every byte, and a chunk is no longer than a frame may be.
 fuzz_target!(|case: Case| {
     let max_frame = usize::from(case.max_frame % 512) + 1;
     let pieces = common::split(case.input, &case.splits);

@@ -29,7 +29,8 @@ use crate::net::Malformed;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The client closed its sending half, and all it was owed is delivered.
+    /// The client closed its sending half, and all it was owed is delivered. Over TLS also where it did not announce that
+    /// (`close_notify`), so a protocol should say itself where its messages end.
     Client,
     /// `close` was called, on the connection or on the server's handle.
     Server,

@@ -98,7 +98,8 @@ impl<T, R, S> Connection<T, R, S> {
 
     /// Sends `len` bytes of a file to the client, from `offset` on; `None`: up to its end. They go out in turn with what
     /// else is sent, and over a plain connection from kernel to kernel. Returns at once; the file stays open until then,
-    /// which the worker's reads of it may make wait for the disk. Swoole's `sendfile`.
+    /// which the worker's reads of it may make wait for the disk. Where the client is gone, the kernel raises `SIGPIPE`:
+    /// Rust programs ignore it unless they say otherwise, and others that embed this should. Swoole's `sendfile`.
     ///
     /// The bytes take no part in `max_outbox`. An error where the connection is closed or closing, where 16 files
     /// already wait for it, or a quarter of those that still may for all connections: an eighth of `max_connections`, at

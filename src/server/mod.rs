@@ -1,5 +1,14 @@
 //! The front of house: accepts clients, gives each a worker, and ends in good order. Knows tasks only through a
 //! `Port` and the pool it comes from.
+//!
+//! The way of a client: a `listener` is opened into an `entrance`, where the `acceptor` takes a place for it (`places`)
+//! and asks whether its address may come (`admission`); `workers` finds it a thread (`idle_threads`); `worker` serves it
+//! from the proxy's header (`proxy`) and the handshake to its end, and lends callbacks its `connection`, which is a
+//! session and a `link`.
+//!
+//! The way of everybody else to it: a `handle` or a `remote` finds it in the `registry` and leaves something in its
+//! `mailbox`. `packets` is the same house for datagrams. What all of them share is in `core` and `service`; `builder`
+//! and `settings` put it together, and `lifecycle` ends it.
 
 mod acceptor;
 mod admission;
