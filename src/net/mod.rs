@@ -28,7 +28,7 @@ pub(crate) use framing::Framer;
 pub(crate) use input::Input;
 pub(crate) use listener::{AcceptError, ListenSocket};
 pub(crate) use networks::Networks;
-pub(crate) use outbox::{Bounds, FileBudget, FilePart, MAX_FILES, Outbox, Piece};
+pub(crate) use outbox::{Bounds, FileBudget, FilePart, MAX_FILES, Outbox, Piece, SharedBytes};
 pub(crate) use packet_socket::Datagrams;
 pub(crate) use proxy_header::{BadHeader, Proxied, ProxyHeader};
 pub(crate) use stream::{Parked, Stream};

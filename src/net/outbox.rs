@@ -9,7 +9,7 @@ use std::io::{self, IoSlice, Write};
 use std::time::Instant;
 
 pub(crate) use file_part::{FileBudget, FilePart};
-pub(crate) use piece::Piece;
+pub(crate) use piece::{Piece, SharedBytes};
 
 /// A buffer this large or larger is given back once it is empty.
 const KEEP: usize = 64 * 1024;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use super::buffered::BufferedByAll;
 use super::registry::Entry;
+use crate::net::SharedBytes;
 
 /// How far a [broadcast](crate::ServerHandle::broadcast) came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct Broadcast {
 const WORTH_A_THREAD: usize = 512;
 /// Each thread takes so many at a time, so that all end together.
 const BATCH: usize = 64;
+/// Fewer bytes are copied for each who does not take them at once, since sharing takes memory of its own.
+const WORTH_SHARING: usize = 256;
 /// Of a thread that only sends.
 const STACK: usize = 64 * 1024;
 
@@ -38,13 +42,17 @@ impl Helpers {
     }
 
     /// Returns when all have it, so that what the caller sends next comes after it.
-    pub(super) fn send_to_all(&self, entries: &[Arc<Entry>], bytes: &[u8]) -> Broadcast {
-        let bytes: Arc<[u8]> = bytes.into();
+    pub(super) fn send_to_all(&self, entries: &[Arc<Entry>], bytes: &[u8], buffered: &Arc<BufferedByAll>) -> Broadcast {
+        let shared = (bytes.len() >= WORTH_SHARING).then(|| Arc::new(buffered.of_all(bytes)));
+        let send_to = |entry: &Arc<Entry>| match &shared {
+            Some(shared) => entry.send_shared(Arc::clone(shared) as SharedBytes),
+            None => entry.send(bytes),
+        };
         let next = AtomicUsize::new(0);
         let send = || {
             let batches = std::iter::from_fn(|| entries.get(next.fetch_add(BATCH, Ordering::Relaxed)..));
             let entries = batches.take_while(|rest| !rest.is_empty()).flat_map(|rest| rest.iter().take(BATCH));
-            entries.filter(|entry| entry.send_shared(&bytes).is_ok()).count()
+            entries.filter(|entry| send_to(entry).is_ok()).count()
         };
         let helpers = self.take((entries.len() / WORTH_A_THREAD).saturating_sub(1));
         let sent = thread::scope(|scope| {

@@ -7,12 +7,12 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
 use super::BackRoom;
-use super::broadcast::Helpers;
+use super::broadcast::{Broadcast, Helpers};
 use super::connection_info::ConnectionId;
 use super::lifecycle::Lifecycle;
 use super::packets::PacketSockets;
 use super::places::Places;
-use super::registry::Registry;
+use super::registry::{Entry, Registry};
 use crate::logging::{LogLimit, foreign};
 use crate::net::Address;
 use crate::observer::MaybeObserver;
@@ -128,6 +128,11 @@ impl Core {
 
     pub(super) fn local_addrs(&self) -> &[Address] {
         &self.local_addrs
+    }
+
+    /// Returns when it is on its way to all of them.
+    pub(super) fn broadcast(&self, to: &[Arc<Entry>], bytes: &[u8]) -> Broadcast {
+        self.helpers.send_to_all(to, bytes, &self.registry.buffered)
     }
 
     pub(super) fn wake_all(&self) {

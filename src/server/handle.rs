@@ -178,14 +178,14 @@ impl ServerHandle {
     /// # Ok::<(), backroom::BindError>(())
     /// ```
     pub fn broadcast(&self, bytes: impl AsRef<[u8]>) -> Broadcast {
-        self.core.helpers.send_to_all(&self.core.registry.all(), bytes.as_ref())
+        self.core.broadcast(&self.core.registry.all(), bytes.as_ref())
     }
 
     /// Sends `bytes` to those connections that `wanted` wants; otherwise as [`broadcast`](Self::broadcast).
     pub fn broadcast_to(&self, wanted: impl Fn(&ConnectionInfo) -> bool, bytes: impl AsRef<[u8]>) -> Broadcast {
         let mut entries = self.core.registry.all();
         entries.retain(|entry| wanted(&entry.info()));
-        self.core.helpers.send_to_all(&entries, bytes.as_ref())
+        self.core.broadcast(&entries, bytes.as_ref())
     }
 
     /// Sends a datagram from the first packet socket of the address's family; see

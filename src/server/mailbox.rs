@@ -297,13 +297,14 @@ impl Mailbox {
         mail.abort
     }
 
-    /// How many bytes wait for the worker that only this connection keeps.
-    pub(super) fn own_bytes(&self) -> usize {
+    /// How many bytes wait for the worker, and of them those that only this connection keeps.
+    pub(super) fn all_and_own_bytes(&self) -> (usize, usize) {
         let own = |item: &Item| match item {
             Item::Send(piece, _) if !piece.is_shared() => piece.memory(),
             _ => 0,
         };
-        self.mail.lock().items.iter().map(own).sum()
+        let mail = self.mail.lock();
+        (mail.bytes, mail.items.iter().map(own).sum())
     }
 
     /// How many files wait for the worker.

@@ -15,7 +15,7 @@ use super::mailbox::Mailbox;
 use super::stats::{ClosedStats, RefusedStats, Traffic};
 use super::tally::Tally;
 use crate::error::SendError;
-use crate::net::{Address, FileBudget, FilePart, Piece, Waker};
+use crate::net::{Address, FileBudget, FilePart, Piece, SharedBytes, Waker};
 
 pub(super) struct Registry {
     entries: Mutex<Entries>,
@@ -49,8 +49,6 @@ pub(super) struct Entry {
     user: Mutex<Option<Arc<str>>>,
 }
 
-/// Fewer bytes are copied for each.
-const WORTH_SHARING: usize = 256;
 /// So many files may wait however few connections there may be.
 const MIN_FILES: usize = 16;
 
@@ -172,12 +170,9 @@ impl Entry {
         self.mailbox.send(bytes, &self.tally)
     }
 
-    /// Bytes that others are sent too. Few of them are copied, since sharing takes memory of its own.
-    pub(super) fn send_shared(&self, bytes: &Arc<[u8]>) -> Result<(), SendError> {
-        match bytes.len() < WORTH_SHARING {
-            true => self.mailbox.send(bytes, &self.tally),
-            false => self.mailbox.send_piece(Piece::shared(bytes), &self.tally),
-        }
+    /// Bytes that others are sent too.
+    pub(super) fn send_shared(&self, bytes: SharedBytes) -> Result<(), SendError> {
+        self.mailbox.send_piece(Piece::shared(bytes), &self.tally)
     }
 
     pub(super) fn send_file(&self, part: FilePart) -> Result<(), SendError> {

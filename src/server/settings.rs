@@ -112,7 +112,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// How many bytes all connections together may keep, of what clients have not taken and of frames that are not
-    /// whole; what was broadcast is kept once, and not counted. Beyond it, those that keep more than 128 KiB close, with
+    /// whole; what was broadcast is kept once, and counts once. Beyond it, those that keep more than 128 KiB close, with
     /// [`CloseReason::Overloaded`](crate::CloseReason::Overloaded), when their worker next has nothing to do, until the
     /// rest fits; so a server that many slow clients attack does not run out of memory. At least 1; default 512 MiB.
     pub fn max_buffered(mut self, bytes: usize) -> Self {

@@ -5,19 +5,22 @@ use std::sync::Arc;
 
 use super::file_part::FilePart;
 
+/// Bytes that go to many, and whatever must know when the last of them has it.
+pub(crate) type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// A part of what waits for a client.
-#[derive(Debug)]
 pub(crate) enum Piece {
     /// Of bytes that go to this client alone.
     Own(Vec<u8>, Range<usize>),
     /// Of bytes that go to many.
-    Shared(Arc<[u8]>, Range<usize>),
+    Shared(SharedBytes, Range<usize>),
     File(FilePart),
 }
 
 impl Piece {
-    pub(crate) fn shared(bytes: &Arc<[u8]>) -> Piece {
-        Piece::Shared(Arc::clone(bytes), 0..bytes.len())
+    pub(crate) fn shared(bytes: SharedBytes) -> Piece {
+        let len = (*bytes).as_ref().len();
+        Piece::Shared(bytes, 0..len)
     }
 
     /// How many bytes of memory wait in it.
@@ -36,7 +39,7 @@ impl Piece {
     pub(crate) fn bytes(&self) -> Option<&[u8]> {
         match self {
             Piece::Own(bytes, range) => Some(&bytes[range.clone()]),
-            Piece::Shared(bytes, range) => Some(&bytes[range.clone()]),
+            Piece::Shared(bytes, range) => Some(&(**bytes).as_ref()[range.clone()]),
             Piece::File(_) => None,
         }
     }

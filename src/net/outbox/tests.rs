@@ -56,7 +56,7 @@ fn outbox(limit: usize) -> Outbox {
 }
 
 fn shared(bytes: &[u8]) -> Piece {
-    Piece::shared(&Arc::from(bytes))
+    Piece::shared(Arc::new(bytes.to_vec()))
 }
 
 /// A file with these bytes, which is gone when it is closed.

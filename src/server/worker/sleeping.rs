@@ -90,8 +90,10 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     fn may_keep_all(&mut self) -> bool {
         let outbox = &self.conn.link.wire.outbox;
         // Otherwise the mailbox has been emptied.
-        let mail = if self.mailbox().waits_for(outbox) { self.mailbox().own_bytes() } else { 0 };
-        self.buffered.may_keep(outbox.own_len() + self.input.capacity() + mail)
+        let waits = self.mailbox().waits_for(outbox);
+        let (mail, own_mail) = if waits { self.mailbox().all_and_own_bytes() } else { (0, 0) };
+        let input = self.input.capacity();
+        self.buffered.may_keep(outbox.len() + input + mail, outbox.own_len() + input + own_mail)
     }
 
     /// For others to read while it sleeps.
