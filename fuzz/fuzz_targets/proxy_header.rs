@@ -97,6 +97,8 @@ impl Begins {
                 [SIGNATURE, &[0x21, family], &(body.len() as u16).to_be_bytes(), &body].concat()
             }
         };
+        // One of IPv4 may be written as IPv6.
+        let [peer, local] = [peer, local].map(|ip| ip.to_canonical());
         (header, Some((SocketAddr::new(peer, from), SocketAddr::new(local, to))))
     }
 }

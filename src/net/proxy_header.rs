@@ -151,6 +151,14 @@ mod tests {
         }
         let six = b"PROXY TCP6 2001:db8::1 2001:db8::2 1000 443\r\n";
         assert_eq!(read(&[six]).unwrap().0, is_from("[2001:db8::1]:1000", "[2001:db8::2]:443"));
+        let mapped = b"PROXY TCP6 ::ffff:192.0.2.1 ::ffff:192.0.2.2 1000 443\r\n";
+        assert_eq!(
+            read(&[mapped]).unwrap().0.unwrap(),
+            Proxied::From {
+                peer: Address::Inet("192.0.2.1:1000".parse().unwrap()),
+                local: Address::Inet("192.0.2.2:443".parse().unwrap()),
+            }
+        );
     }
 
     #[test]
