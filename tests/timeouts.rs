@@ -366,19 +366,23 @@ fn what_others_have_sent_does_not_keep_a_connection_beyond_its_lifetime_either()
     let limits = Limits::new().max_outbox(OUTBOX).max_lifetime(TIME).write_timeout(TIME * 2);
     let house = House::open(|builder| builder.limits(limits).socket_options(small_buffers()));
     let mut guest = house.welcome(slow_client(house.server.addr()));
-    // As large as what is shared and not put together with the next; until neither its outbox nor its mailbox takes
-    // more.
-    let sent = (0..).find(|_| house.handle().broadcast([b'x'; LEN]).sent == 0).unwrap();
+    // As large as what is shared and not put together with the next; until its outbox is full, and its mailbox nearly.
+    let mut sent = 0;
+    eventually("it takes hardly more", || {
+        while house.handle().broadcast([b'x'; LEN]).sent == 1 {
+            sent += 1;
+        }
+        guest.info().outbox_bytes > OUTBOX * 3 / 2
+    });
     thread::sleep(TIME + TIME / 2);
     // It is about to close. The outbox is taken in time, but not all of the mailbox.
-    let (mut taken, mut some) = (guest.client.bytes(OUTBOX).len(), [0; 1024]);
-    let taken = loop {
-        match guest.client.socket.read(&mut some) {
-            Ok(0) | Err(_) => break taken,
-            Ok(n) => taken += n,
+    let (mut taken, mut some) = (0, [0; 1024]);
+    while let Ok(n @ 1..) = guest.client.socket.read(&mut some) {
+        taken += n;
+        if taken > OUTBOX {
+            thread::sleep(TIME / 16);
         }
-        thread::sleep(TIME / 16);
-    };
+    }
     assert_eq!(house.closed(), "TimedOut(Lifetime)");
     assert!(taken < sent * LEN, "it took all {taken} bytes");
     house.server.stop();
