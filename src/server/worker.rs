@@ -11,6 +11,7 @@ mod sleeping;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub(super) use serving::{Accepted, serve};
 
@@ -73,7 +74,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             let returned = on_connect(&mut self.conn);
             self.end_if_failed(returned)?;
         }
-        // Whoever connects mostly says something at once.
+        // Whoever connects mostly says something at once. `on_connect` may have taken its time.
+        self.clocks.now = Instant::now();
         if self.may_receive() {
             self.read()?;
         }
