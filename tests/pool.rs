@@ -511,9 +511,10 @@ fn a_task_that_fails_is_tried_again_with_a_copy_of_its_payload() {
         }
     }
     let pool = TaskPool::builder()
-        .on_task(|cx, _: Payload| match cx.attempt() {
-            3 => Ok(cx.attempt()),
-            attempt => Err(anyhow!("attempt {attempt}")),
+        .on_task(|cx, _: Payload| match (cx.attempt(), cx.is_last_attempt()) {
+            (3, true) => Ok(3),
+            (attempt, true) => Err(anyhow!("attempt {attempt}, the last")),
+            (attempt, false) => Err(anyhow!("attempt {attempt}")),
         })
         .build()
         .unwrap();
@@ -523,9 +524,9 @@ fn a_task_that_fails_is_tried_again_with_a_copy_of_its_payload() {
     assert_eq!(submitter.with(retry(3)).task_wait(Payload(Arc::clone(&copies)), PATIENCE).unwrap(), 3);
     assert_eq!(copies.load(Ordering::Relaxed), 2, "none for the last attempt");
     let failed = submitter.with(retry(2)).task_wait(Payload(Arc::clone(&copies)), PATIENCE);
-    assert!(matches!(failed, Err(WaitError::Failed(error)) if error.to_string() == "attempt 2"));
+    assert!(matches!(failed, Err(WaitError::Failed(error)) if error.to_string() == "attempt 2, the last"));
     let failed = submitter.task_wait(Payload(Arc::clone(&copies)), PATIENCE);
-    assert!(matches!(failed, Err(WaitError::Failed(error)) if error.to_string() == "attempt 1"));
+    assert!(matches!(failed, Err(WaitError::Failed(error)) if error.to_string() == "attempt 1, the last"));
     assert_eq!(copies.load(Ordering::Relaxed), 3, "none where no retry is set");
     let tasks = pool.shutdown(PATIENCE).tasks;
     assert_eq!((tasks.accepted, tasks.done, tasks.failed, tasks.retried), (3, 1, 2, 3));

@@ -78,15 +78,19 @@ fn a_broadcast_reaches_all_whole_and_in_order_beside_a_client_that_reads_nothing
         };
         (0..ROUNDS).flat_map(round).collect()
     });
-    assert!(broadcasts.iter().all(|broadcast| broadcast.sent + broadcast.refused == CLIENTS + 1), "{broadcasts:?}");
+    assert!(
+        broadcasts.iter().all(|broadcast| broadcast.sent + broadcast.refused.len() == CLIENTS + 1),
+        "{broadcasts:?}"
+    );
     assert!(broadcasts.iter().all(|broadcast| broadcast.sent >= CLIENTS), "{broadcasts:?}");
     let last = broadcasts.last().unwrap();
-    assert_eq!((last.sent, last.refused), (CLIENTS, 1));
+    assert_eq!((last.sent, &last.refused), (CLIENTS, &vec![deaf.id]));
 
     // What the deaf one was sent has gaps, but what there is is whole.
     assert!(house.handle().close(deaf.id));
     let lines = deaf.client.rest();
-    let sent = (0..).zip(&broadcasts).filter(|(_, broadcast)| broadcast.refused == 0).map(|(line, _)| long_line(line));
+    let sent =
+        (0..).zip(&broadcasts).filter(|(_, broadcast)| broadcast.refused.is_empty()).map(|(line, _)| long_line(line));
     assert!(lines.lines().eq(sent), "{} bytes", lines.len());
     drop(clients);
     house.server.stop();
@@ -118,19 +122,48 @@ fn a_broadcast_goes_only_to_those_that_are_wanted_and_counts_those_that_close() 
     guests[..2].iter().for_each(|guest| guest.on_worker(|conn| conn.bind("ann")));
     let of_ann = |user: &Option<Arc<str>>| user.as_deref() == Some("ann");
     let told = house.handle().broadcast_to(|info| of_ann(&info.user), "for ann\n");
-    assert_eq!((told.sent, told.refused), (2, 0));
+    assert_eq!((told.sent, told.refused.len()), (2, 0));
     let told = house.handle().broadcast_to(|_| false, "for nobody\n");
-    assert_eq!((told.sent, told.refused), (0, 0));
+    assert_eq!((told.sent, told.refused.len()), (0, 0));
     // This one closes, and is there until its worker comes to it.
     let gate = guests[0].keep_busy();
     assert!(house.handle().close(guests[0].id));
     let told = house.handle().broadcast("for all\n");
-    assert_eq!((told.sent, told.refused), (2, 1));
+    assert_eq!((told.sent, told.refused), (2, vec![guests[0].id]));
     gate.open();
     for (guest, heard) in guests.iter_mut().zip(["for ann\n", "for ann\nfor all\n", "for all\n"]) {
         house.handle().close(guest.id);
         assert_eq!(guest.client.rest(), heard);
     }
+    house.server.stop();
+}
+
+#[test]
+fn a_multicast_goes_to_those_that_are_named_and_says_who_could_not_be_sent_to() {
+    const LEN: usize = 256 * 1024;
+    let limits = Limits::new().max_outbox(LEN);
+    let house = House::open(|builder| builder.socket_options(small_buffers()).limits(limits));
+    let [mut ann, mut bob, mut eve] = [(); 3].map(|()| house.guest());
+    let deaf = house.welcome(slow_client(house.server.addr()));
+    let gone = house.guest();
+    let gone_id = gone.id;
+    drop(gone);
+    house.closed();
+    let told = house.handle().multicast([ann.id, gone_id, eve.id], "for two\n");
+    assert_eq!((told.sent, told.refused), (2, vec![gone_id]));
+    assert_eq!([&mut ann, &mut eve].map(|guest| guest.client.line()), ["for two"; 2]);
+
+    let members = [ann.id, deaf.id, eve.id];
+    let long = "x".repeat(LEN - 1);
+    eventually("more waits for one of them than may", || {
+        let told = house.handle().multicast(members, format!("{long}\n"));
+        assert_eq!([&mut ann, &mut eve].map(|guest| guest.client.line()), [long.as_str(); 2]);
+        assert_eq!(told.sent + told.refused.len(), 3);
+        told.refused == [deaf.id]
+    });
+    house.handle().send(bob.id, "for bob\n").unwrap();
+    assert_eq!(bob.client.line(), "for bob", "he was sent nothing before");
+    drop(deaf);
     house.server.stop();
 }
 
@@ -491,7 +524,7 @@ fn an_outbox_takes_a_message_whole_or_not_at_all_from_its_connection_and_from_th
     let gate = guest.keep_busy();
     fill(|bytes| house.handle().send(guest.id, bytes));
     let told = house.handle().broadcast("!");
-    assert_eq!((told.sent, told.refused), (0, 1));
+    assert_eq!((told.sent, told.refused), (0, vec![guest.id]));
     gate.open();
     assert_eq!(guest.client.bytes(LIMIT), whole);
 

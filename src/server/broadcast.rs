@@ -5,18 +5,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::buffered::BufferedByAll;
+use super::connection_info::ConnectionId;
 use super::registry::Entry;
 use crate::net::SharedBytes;
 
 /// How far a [broadcast](crate::ServerHandle::broadcast) came.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Broadcast {
-    /// Connections that it was sent to.
+    /// How many connections it was sent to.
     pub sent: usize,
-    /// Connections that it was not: they have closed, so much waits for them already, or the message is longer than their
-    /// `max_outbox`.
-    pub refused: usize,
+    /// The connections that it was not sent to: they have closed, so much waits for them already, or the message is
+    /// longer than their `max_outbox`. In no order.
+    pub refused: Vec<ConnectionId>,
 }
 
 /// For so many connections it pays to start one more thread: to send to an idle client is a system call that takes
@@ -52,17 +53,19 @@ impl Helpers {
         let send = || {
             let batches = std::iter::from_fn(|| entries.get(next.fetch_add(BATCH, Ordering::Relaxed)..));
             let entries = batches.take_while(|rest| !rest.is_empty()).flat_map(|rest| rest.iter().take(BATCH));
-            entries.filter(|entry| send_to(entry).is_ok()).count()
+            entries.filter(|entry| send_to(entry).is_err()).map(|entry| entry.id).collect::<Vec<_>>()
         };
         let helpers = self.take((entries.len() / WORTH_A_THREAD).saturating_sub(1));
-        let sent = thread::scope(|scope| {
+        let refused = thread::scope(|scope| {
             // Where one cannot be started, the others do its part.
             let start = |_| thread::Builder::new().stack_size(STACK).spawn_scoped(scope, send).ok();
             let threads: Vec<_> = (0..helpers).filter_map(start).collect();
-            send() + threads.into_iter().map(|thread| thread.join().unwrap_or(0)).sum::<usize>()
+            let mut refused = send();
+            refused.extend(threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()));
+            refused
         });
         self.free.fetch_add(helpers, Ordering::Relaxed);
-        Broadcast { sent, refused: entries.len() - sent }
+        Broadcast { sent: entries.len() - refused.len(), refused }
     }
 
     /// So many of them, or as many as are free.

@@ -174,7 +174,7 @@ impl ServerHandle {
     /// #     .bind("127.0.0.1:0")?;
     /// # let handle = server.handle();
     /// let broadcast = handle.broadcast("the server closes in a minute\n");
-    /// println!("told {}, and {} take nothing", broadcast.sent, broadcast.refused);
+    /// println!("told {}, and {} take nothing", broadcast.sent, broadcast.refused.len());
     /// # Ok::<(), backroom::BindError>(())
     /// ```
     pub fn broadcast(&self, bytes: impl AsRef<[u8]>) -> Broadcast {
@@ -186,6 +186,28 @@ impl ServerHandle {
         let mut entries = self.core.registry.all();
         entries.retain(|entry| wanted(&entry.info()));
         self.core.broadcast(&entries, bytes.as_ref())
+    }
+
+    /// Sends `bytes` to these connections; otherwise as [`broadcast`](Self::broadcast).
+    ///
+    /// ```
+    /// # let server = backroom::Server::builder::<(), ()>()
+    /// #     .on_receive(|_conn, _data| Ok(()))
+    /// #     .on_task(|_cx, ()| Ok(()))
+    /// #     .bind("127.0.0.1:0")?;
+    /// # let handle = server.handle();
+    /// // To all connections of a user; and who is so slow that no more may wait for it, is dropped.
+    /// let told = handle.multicast(handle.connections_of("ann"), "you have mail\n");
+    /// for slow in told.refused {
+    ///     handle.abort(slow);
+    /// }
+    /// # Ok::<(), backroom::BindError>(())
+    /// ```
+    pub fn multicast(&self, to: impl IntoIterator<Item = ConnectionId>, bytes: impl AsRef<[u8]>) -> Broadcast {
+        let (open, closed) = self.core.registry.among(to);
+        let mut told = self.core.broadcast(&open, bytes.as_ref());
+        told.refused.extend(closed);
+        told
     }
 
     /// Sends a datagram from the first packet socket of the address's family; see

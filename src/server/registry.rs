@@ -104,6 +104,21 @@ impl Registry {
         self.entries.lock().open.values().cloned().collect()
     }
 
+    /// Those of them that are open, and the rest.
+    pub(super) fn among(&self, ids: impl IntoIterator<Item = ConnectionId>) -> (Vec<Arc<Entry>>, Vec<ConnectionId>) {
+        // The iterator is user code, under which no lock is held.
+        let ids: Vec<_> = ids.into_iter().collect();
+        let (mut open, mut closed) = (Vec::with_capacity(ids.len()), Vec::new());
+        let entries = self.entries.lock();
+        for id in ids {
+            match entries.open.get(&id) {
+                Some(entry) => open.push(Arc::clone(entry)),
+                None => closed.push(id),
+            }
+        }
+        (open, closed)
+    }
+
     pub(super) fn list(
         &self,
         after: Option<ConnectionId>,

@@ -28,6 +28,7 @@ pub struct TaskContext<T, R, W, O> {
 pub struct TaskInfo<T, R, O> {
     pub(super) id: TaskId,
     pub(super) attempt: u32,
+    pub(super) is_last_attempt: bool,
     pub(super) deadline: Option<Instant>,
     /// The number of who hears of the task.
     pub(super) submitter: u64,
@@ -74,6 +75,12 @@ impl<T, R, O> TaskInfo<T, R, O> {
     /// Which attempt this is, from 1; more than 1 only with a [retry](TaskOptions::retry).
     pub fn attempt(&self) -> u32 {
         self.attempt
+    }
+
+    /// Whether there will be no other attempt if this one fails, since it was allowed no more. There may be none for
+    /// other reasons: an error that [is not worth it](crate::Retry::when), a deadline, a shutdown.
+    pub fn is_last_attempt(&self) -> bool {
+        self.is_last_attempt
     }
 
     /// Whether the outcome has been decided without this task: it was cancelled, has timed out, or was abandoned at a

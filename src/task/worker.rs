@@ -10,6 +10,7 @@ use crossbeam_channel::Sender;
 use super::context::{TaskContext, TaskInfo};
 use super::crew::{Crew, Ending, Started, in_time};
 use super::later::TakenAway;
+use super::options::RetryOf;
 use super::outcome::{Ended, Outcome, TaskId};
 use super::pool::Hooks;
 use super::port::far;
@@ -84,6 +85,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             let info = TaskInfo {
                 id: TaskId { submitter: 0, sequence: 0 },
                 attempt: 1,
+                is_last_attempt: true,
                 deadline: None,
                 submitter: 0,
                 worker_index: self.index,
@@ -184,6 +186,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let info = &mut context.info;
         (info.id, info.submitter) = (ticket.id, ticket.reply_to.number);
         (info.attempt, info.deadline) = (attempt, deadline);
+        info.is_last_attempt = extra.as_ref().is_none_or(|extra| extra.other_attempt().is_none());
 
         let crew = &self.room.crew;
         let worker_index = self.index as u32;
@@ -364,10 +367,14 @@ impl<T> Extra<T> {
         far(now, pause.unwrap_or_default())
     }
 
-    /// A copy of the payload, if there may be an attempt after this one.
+    /// How the task goes on if this attempt fails, if there may be another.
+    fn other_attempt(&self) -> Option<&RetryOf<T>> {
+        self.retry.as_ref().filter(|retry| retry.retry.goes_on_after(self.attempt))
+    }
+
+    /// A copy of the payload for the next attempt, if there may be one.
     fn keep(&self, payload: &T) -> Option<T> {
-        let retry = self.retry.as_ref()?;
-        retry.retry.goes_on_after(self.attempt).then(|| (retry.clone)(payload))
+        Some((self.other_attempt()?.clone)(payload))
     }
 }
 
