@@ -5,76 +5,22 @@ mod common;
 use std::ffi::OsStr;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, eventually};
-use rustix::process::{Pid, Signal, kill_process};
-
-struct Example {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
-    stderr: ChildStderr,
-}
-
-impl Example {
-    /// `cargo test` builds the examples beside the tests.
-    fn start(args: &[&str]) -> Example {
-        Example::start_one("task_server", args)
-    }
-
-    fn start_one(name: &str, args: &[&str]) -> Example {
-        let mut program: PathBuf = std::env::current_exe().unwrap();
-        program.pop();
-        program.pop();
-        program.push("examples");
-        program.push(name);
-        let mut child = Command::new(program)
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the example, which `cargo test` builds unless it is told which test to run");
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let stderr = child.stderr.take().unwrap();
-        Example { child, stdout, stderr }
-    }
-
-    fn client(&mut self) -> Client {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        let addr = line.trim().strip_prefix("listening on ").expect("where it listens");
-        Client::connect(addr)
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn end(self) -> (String, ExitStatus) {
-        let (output, errors, status) = self.end_with_errors();
-        eprint!("{errors}");
-        (output, status)
-    }
-
-    /// What it has written to stderr must fit into a pipe.
-    fn end_with_errors(mut self) -> (String, String, ExitStatus) {
-        let (mut output, mut errors) = (String::new(), String::new());
-        self.stdout.read_to_string(&mut output).unwrap();
-        self.stderr.read_to_string(&mut errors).unwrap();
-        (output, errors, self.child.wait().unwrap())
-    }
-}
+use common::eventually;
+use common::example::Example;
+use rustix::process::{Signal, kill_process};
 
 #[test]
 fn the_demo_plays_through_and_exits_well() {
-    let (output, status) = Example::start(&["--demo"]).end();
+    let (output, status) = Example::start("task_server", &["--demo"]).end();
     assert!(status.success());
     for part in ["Dispatched async task: id=", "New async task [id=", "finished: second mail -> OK"] {
         assert!(output.contains(part), "{part:?} is missing in:\n{output}");
@@ -85,7 +31,7 @@ fn the_demo_plays_through_and_exits_well() {
 
 #[test]
 fn it_answers_lines_pings_failures_and_panics_and_drains_at_sigterm() {
-    let mut example = Example::start(&["--listen", "127.0.0.1:0", "--task-workers", "2"]);
+    let mut example = Example::start("task_server", &["--listen", "127.0.0.1:0", "--task-workers", "2"]);
     let mut client = example.client();
     assert_eq!(client.ask("ping"), "pong");
     assert_eq!(client.ask("a mail\r"), "a mail -> OK");
@@ -101,7 +47,7 @@ fn it_answers_lines_pings_failures_and_panics_and_drains_at_sigterm() {
 
 #[test]
 fn at_sigint_it_finishes_what_it_accepted() {
-    let mut example = Example::start(&["--listen", "127.0.0.1:0", "--task-ms", "100", "--quiet"]);
+    let mut example = Example::start("task_server", &["--listen", "127.0.0.1:0", "--task-ms", "100", "--quiet"]);
     let mut client = example.client();
     // The answered ping shows that the lines before it are accepted.
     client.send("a\nb\nc\nping\n");
@@ -121,7 +67,7 @@ fn at_a_sigterm_at_any_moment_it_loses_nothing_that_it_accepted() {
     // With those by the handle of tests/shutdown.rs, five hundred.
     const TIMES: u64 = 300;
     for number in 0..TIMES {
-        let mut example = Example::start(&["--listen", "127.0.0.1:0", "--task-ms", "1", "--quiet"]);
+        let mut example = Example::start("task_server", &["--listen", "127.0.0.1:0", "--task-ms", "1", "--quiet"]);
         let mut client = example.client();
         assert_eq!(client.ask("ping"), "pong");
         let mut writer = client.socket.get_ref().try_clone().unwrap();
@@ -143,7 +89,7 @@ fn at_a_sigterm_at_any_moment_it_loses_nothing_that_it_accepted() {
 #[test]
 fn what_it_cannot_finish_in_time_it_says_and_exits_with_an_error() {
     let args = ["--listen", "127.0.0.1:0", "--task-ms", "60000", "--drain-seconds", "0", "--quiet"];
-    let mut example = Example::start(&args);
+    let mut example = Example::start("task_server", &args);
     let mut client = example.client();
     client.send("a\nping\n");
     assert_eq!(client.line(), "pong");
@@ -177,7 +123,7 @@ fn the_pool_hashes_the_files_of_a_folder() {
     fs::write(folder.0.join("empty"), "").unwrap();
     fs::write(folder.0.join("inner/abc"), "abc").unwrap();
     fs::write(folder.0.join("large"), vec![0; 1 << 20]).unwrap();
-    let (output, status) = Example::start_one("embed", &[folder.0.to_str().unwrap(), "--threads", "2"]).end();
+    let (output, status) = Example::start("embed", &[folder.0.to_str().unwrap(), "--threads", "2"]).end();
     assert!(status.success());
     let mut lines: Vec<&str> = output.lines().collect();
     lines.sort_unstable();
@@ -196,7 +142,7 @@ fn sha256sum_understands_the_names_of_all_files() {
     for name in [&b"plain"[..], b"two\nlines", b"back\\slash", b"not \xff UTF-8"] {
         fs::write(folder.0.join("inner").join(OsStr::from_bytes(name)), name).unwrap();
     }
-    let mut example = Example::start_one("embed", &[folder.0.to_str().unwrap()]);
+    let mut example = Example::start("embed", &[folder.0.to_str().unwrap()]);
     let mut output = Vec::new();
     example.stdout.read_to_end(&mut output).unwrap();
     assert!(example.end().1.success());
@@ -215,7 +161,7 @@ fn a_second_sigint_waits_for_no_file() {
     // Sparse, and more than can be hashed in the life of this test.
     fs::File::create(folder.0.join("endless")).unwrap().set_len(1 << 42).unwrap();
     let args = [folder.0.to_str().unwrap(), "--drain-secs", "86400"];
-    let example = Example::start_one("embed", &args);
+    let example = Example::start("embed", &args);
     // Once it has opened the file, it takes signals.
     let opened = |example: &Example| {
         let files = fs::read_dir(format!("/proc/{}/fd", example.child.id())).unwrap();
@@ -226,7 +172,7 @@ fn a_second_sigint_waits_for_no_file() {
     // Two that come at once may count as one.
     let stopped = AtomicBool::new(false);
     let (output, errors, status) = thread::scope(|scope| {
-        let pid = Pid::from_child(&example.child);
+        let pid = example.pid();
         let stopped = &stopped;
         scope.spawn(move || {
             while !stopped.load(Ordering::Relaxed) && kill_process(pid, Signal::INT).is_ok() {
@@ -243,7 +189,7 @@ fn a_second_sigint_waits_for_no_file() {
 
 #[test]
 fn a_folder_that_is_not_there_is_an_error() {
-    let (output, status) = Example::start_one("embed", &["/nowhere/at/all"]).end();
+    let (output, status) = Example::start("embed", &["/nowhere/at/all"]).end();
     assert_eq!((output.as_str(), status.code()), ("", Some(1)));
 }
 
@@ -254,7 +200,7 @@ fn at_sigint_the_pool_finishes_the_files_it_has_begun() {
         // Sparse: they take time to hash, and no room.
         fs::File::create(folder.0.join(number.to_string())).unwrap().set_len(4 << 20).unwrap();
     }
-    let mut example = Example::start_one("embed", &[folder.0.to_str().unwrap(), "--threads", "2"]);
+    let mut example = Example::start("embed", &[folder.0.to_str().unwrap(), "--threads", "2"]);
     // What it has buffered comes when it is done, so this waits for the first lines.
     let mut first = String::new();
     example.stdout.read_line(&mut first).unwrap();

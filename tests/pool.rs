@@ -5,7 +5,7 @@
 mod common;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
@@ -501,6 +501,37 @@ fn a_repetition_ends_with_its_submitter_and_with_a_panic_in_its_closure() {
 }
 
 #[test]
+fn tasks_of_one_key_run_in_the_order_they_were_submitted_and_those_of_many_on_all_task_workers() {
+    const KEYS: usize = 40;
+    let pool = TaskPool::builder()
+        .task_worker_num(3)
+        .on_task(|cx, (key, number): (usize, usize)| Ok((cx.worker_index(), key, number)))
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    let ran = heard();
+    for number in 0..50 {
+        for key in 0..KEYS {
+            let ran = Rc::clone(&ran);
+            let keyed = TaskOptions::new().worker(99).key(format!("room {key}"));
+            let finish = move |_: &mut _, done: Finished<_>| Ok(ran.borrow_mut().push(done.into_result()?));
+            submitter.with(keyed).task_then((key, number), finish).unwrap();
+        }
+    }
+    finish_all(&mut submitter);
+    let ran = ran.borrow();
+    let mut workers = BTreeSet::new();
+    for key in 0..KEYS {
+        let of_key: Vec<_> = ran.iter().filter(|ran| ran.1 == key).collect();
+        assert!(of_key.iter().map(|ran| ran.2).eq(0..50), "{of_key:?}");
+        assert!(of_key.iter().all(|ran| ran.0 == of_key[0].0), "{of_key:?}");
+        workers.insert(of_key[0].0);
+    }
+    assert_eq!(workers.len(), 3, "each has some of so many keys");
+    pool.shutdown(PATIENCE);
+}
+
+#[test]
 fn a_task_that_fails_is_tried_again_with_a_copy_of_its_payload() {
     let copies = Arc::new(AtomicU32::new(0));
     struct Payload(Arc<AtomicU32>);
@@ -618,7 +649,7 @@ fn a_task_that_is_cancelled_before_it_starts_never_runs_and_one_that_runs_is_tol
     assert!(told.next());
     let tasks = pool.shutdown(PATIENCE).tasks;
     assert_eq!((tasks.cancelled, tasks.done, tasks.late), (2, 0, 1));
-    assert_eq!(told.all_so_far(), [], "the second never ran");
+    assert!(told.all_so_far().is_empty(), "the second never ran");
     assert_balanced(&tasks);
 }
 

@@ -250,7 +250,7 @@ impl<T: Send + 'static, R: Send + 'static, O> TaskInfo<T, R, O> {
         if self.room.queue.is_full_at(self.room.queue.len()) {
             return Err(TryTaskError::new(TaskError::QueueFull, data));
         }
-        if options.and_then(|options| options.worker).is_some_and(|worker| worker >= crew.size()) {
+        if options.is_some_and(|options| !options.has_worker_among(crew.size())) {
             return Err(TryTaskError::new(TaskError::NoSuchWorker, data));
         }
         // It is there, since this is called while the task runs.

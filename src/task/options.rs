@@ -1,8 +1,11 @@
 //! How one task is to be treated.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustc_hash::FxHasher;
 
 /// How one task is to be treated, where it is not like all others: given to `with`, before any way of submitting.
 ///
@@ -29,11 +32,20 @@ use std::time::Duration;
 /// ```
 #[must_use]
 pub struct TaskOptions<T> {
-    pub(super) worker: Option<usize>,
+    worker: Chosen,
     pub(super) priority: Priority,
     pub(super) deadline: Option<Duration>,
     pub(super) after: Option<Duration>,
     pub(super) retry: Option<RetryOf<T>>,
+}
+
+/// Which task worker is to run a task.
+#[derive(Clone, Copy, Debug)]
+enum Chosen {
+    Any,
+    Index(usize),
+    /// The hash of a key.
+    Keyed(u64),
 }
 
 /// Which tasks go first where several wait.
@@ -71,15 +83,54 @@ pub(super) struct RetryOf<T> {
 impl<T> TaskOptions<T> {
     /// Like all others: any task worker, normal priority, no deadline, no delay, one attempt.
     pub fn new() -> TaskOptions<T> {
-        TaskOptions { worker: None, priority: Priority::Normal, deadline: None, after: None, retry: None }
+        TaskOptions { worker: Chosen::Any, priority: Priority::Normal, deadline: None, after: None, retry: None }
     }
 
     /// Runs on this task worker, 0 to `task_worker_num` - 1, and no other. Those of one priority run there in the order
     /// they were submitted. Where there is no such task worker, the task is refused with
     /// [`TaskError::NoSuchWorker`](crate::TaskError::NoSuchWorker). Default: whichever is free. Swoole's `$dst`.
     pub fn worker(mut self, index: usize) -> Self {
-        self.worker = Some(index);
+        self.worker = Chosen::Index(index);
         self
+    }
+
+    /// Runs on the task worker that this key falls to, and no other. Tasks of one key and one priority so run one after
+    /// the other, in the order they were submitted unless they are delayed or tried again, and those of several keys side
+    /// by side; which of these share a task worker is not told. The last of `key` and [`worker`](Self::worker) holds.
+    ///
+    /// ```
+    /// use backroom::{TaskOptions, TaskPool};
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = TaskPool::builder()
+    ///     .on_task(|cx, (account, amount): (&str, i64)| Ok(format!("{account} {amount:+} on {}", cx.worker_index())))
+    ///     .build()?;
+    /// let mut submitter = pool.submitter();
+    /// for booking in [("ann", 20), ("bob", 5), ("ann", -20)] {
+    ///     submitter.with(TaskOptions::new().key(booking.0)).task(booking)?; // ann's never at once, and never reversed
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn key(mut self, key: impl Hash) -> Self {
+        let mut hasher = FxHasher::default();
+        key.hash(&mut hasher);
+        self.worker = Chosen::Keyed(hasher.finish());
+        self
+    }
+
+    /// Whether the task worker that is asked for is one of so many.
+    pub(super) fn has_worker_among(&self, task_workers: usize) -> bool {
+        !matches!(self.worker, Chosen::Index(index) if index >= task_workers)
+    }
+
+    /// The task worker that is to run it, of so many, unless it does not matter.
+    pub(super) fn worker_among(&self, task_workers: usize) -> Option<u32> {
+        match self.worker {
+            Chosen::Any => None,
+            Chosen::Index(index) => Some(index as u32),
+            Chosen::Keyed(hash) => Some((hash % task_workers as u64) as u32),
+        }
     }
 
     /// Whether it goes before others that wait, or after them. Default [`Priority::Normal`].

@@ -203,11 +203,11 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         job: Job<T>,
         ticket: Ticket<R>,
     ) -> Result<(Option<Instant>, bool), (TaskError, Task<T, R>)> {
-        if options.worker.is_some_and(|worker| worker >= self.room.crew.size()) {
+        if !options.has_worker_among(self.room.crew.size()) {
             return Err((TaskError::NoSuchWorker, Task { job, ticket, extra: None }));
         }
         // Deadline and delay count from now, and not from when this batch began.
-        let (extra, place, due) = options.settle(Instant::now());
+        let (extra, place, due) = options.settle(Instant::now(), self.room.crew.size());
         let task = Task { job, ticket, extra };
         let deadline = task.deadline();
         self.room.accept(task, place, due, self.config.until_drained, &self.ledger)?;

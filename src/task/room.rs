@@ -51,9 +51,9 @@ pub(crate) fn new_number() -> u64 {
 impl<T> TaskOptions<T> {
     /// What a task submitted now with these options has beside its payload, where it waits, and when it is due if it is
     /// delayed. The worker must exist.
-    pub(super) fn settle(&self, now: Instant) -> (Option<Box<Extra<T>>>, Place, Option<Instant>) {
-        let TaskOptions { worker, priority, deadline, after, retry } = self;
-        let place = Place { worker: worker.map(|worker| worker as u32), priority: *priority };
+    pub(super) fn settle(&self, now: Instant, task_workers: usize) -> (Option<Box<Extra<T>>>, Place, Option<Instant>) {
+        let TaskOptions { priority, deadline, after, retry, .. } = self;
+        let place = Place { worker: self.worker_among(task_workers), priority: *priority };
         let due = after.map(|after| far(now, after));
         if deadline.is_none() && retry.is_none() {
             return (None, place, due);
@@ -159,7 +159,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
             return Err((TaskError::TooManyInFlight, payload));
         }
         let now = Instant::now();
-        let (extra, place, due) = options.map(|options| options.settle(now)).unwrap_or_default();
+        let (extra, place, due) = options.map(|options| options.settle(now, self.crew.size())).unwrap_or_default();
         let ticket = Ticket { id, queued_at: Stamp::from(now), reply_to: Arc::clone(&reply_to), one_way };
         let task = Task { job: Job::OnTask(payload), ticket, extra };
         let has_deadline = task.deadline().is_some();

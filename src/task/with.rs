@@ -126,7 +126,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
         if !port.open {
             return Err(TaskError::ShuttingDown);
         }
-        if options.worker.is_some_and(|worker| worker >= room.crew.size()) {
+        if !options.has_worker_among(room.crew.size()) {
             return Err(TaskError::NoSuchWorker);
         }
         if !port.may_repeat() {

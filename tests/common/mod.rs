@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unit_arg)]
 
+pub mod example;
 pub mod house;
 
 use std::cell::RefCell;
