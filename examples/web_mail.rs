@@ -1,0 +1,268 @@
+//! A web server that sends mails, and makes nobody wait for one: `cargo run --release --example web_mail`, then
+//! <http://127.0.0.1:8025>.
+//!
+//! As it comes it writes the mails to a folder; `--smtp smtp://127.0.0.1:25` sends them. Whoever posts a mail is answered
+//! at once with the id of its task. The mail is sent by a task worker over an SMTP connection of its own, and tried
+//! again if that fails for a while; the page is told of it as it happens.
+//!
+//! It asks nobody for a password, so it should be reached by nobody else: it listens on the loopback address, and
+//! refuses mails that the pages of others would have a browser post.
+
+#[path = "web_mail/board.rs"]
+mod board;
+mod common;
+#[path = "web_mail/form.rs"]
+mod form;
+#[path = "web_mail/http.rs"]
+mod http;
+#[path = "web_mail/outgoing.rs"]
+mod outgoing;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use backroom::{Framing, Limits, Retry, Server, ServerHandle, TaskContext, TaskOptions, WhenQueueFull};
+use board::{Board, State, to_json};
+use clap::Parser;
+use form::Form;
+use http::{Http, Request, Response, Status};
+use lettre::message::Mailbox;
+use outgoing::{Attempt, Mail, Outgoing, Where, is_passing};
+
+#[derive(Parser)]
+#[command(name = "web_mail", about = "A web page that sends mails, and makes nobody wait for one")]
+struct Options {
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:8025")]
+    listen: String,
+    /// The SMTP server, such as smtp://127.0.0.1:25 or smtps://user:password@mail.example, or none
+    #[arg(long, default_value = "none")]
+    smtp: String,
+    /// Where mails are written without an SMTP server
+    #[arg(long, default_value = "mails")]
+    folder: PathBuf,
+    /// Who sends them
+    #[arg(long, default_value = "backroom <backroom@localhost>")]
+    from: Mailbox,
+    /// How many mails are sent at once
+    #[arg(long, default_value_t = 2)]
+    task_workers: usize,
+    /// How many mails may wait; one more is refused
+    #[arg(long, default_value_t = 1000)]
+    queue: usize,
+    /// How often a mail is tried
+    #[arg(long, default_value_t = 5)]
+    attempts: u32,
+    /// How long before the second attempt; twice as long before each further one
+    #[arg(long, default_value_t = 2000)]
+    retry_ms: u64,
+    /// So much longer each mail takes, to see how they wait
+    #[arg(long, default_value_t = 0)]
+    slow_ms: u64,
+}
+
+/// What all connections have in common.
+struct Site {
+    board: Arc<Board>,
+    from: Mailbox,
+    /// How each mail is sent.
+    options: TaskOptions<Mail>,
+}
+
+/// The session of a connection.
+struct Browser {
+    site: Arc<Site>,
+    /// The head of a request whose body was asked for.
+    head: Vec<u8>,
+    /// It watches the board, and nothing else comes of it.
+    watches: bool,
+}
+
+/// What each task worker owns.
+struct Postman {
+    outgoing: Outgoing,
+    board: Arc<Board>,
+    slow: Duration,
+}
+
+type Connection = backroom::Connection<Mail, (), Browser>;
+
+const HEARTBEAT: Duration = Duration::from_secs(15);
+const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// The page has everything from here, and may do nothing else.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+fn main() -> anyhow::Result<()> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,web_mail=info")).init();
+    let options = Options::parse();
+    let signals = common::signals()?;
+    let server = build(options)?;
+    println!("listening on http://{}", server.local_addr());
+    common::shut_down_at(signals, server.handle(), DRAIN_TIME);
+    let tasks = server.run()?.tasks;
+    println!("shutdown: {} mails accepted, {} sent, {} not", tasks.accepted, tasks.done, tasks.accepted - tasks.done);
+    Ok(())
+}
+
+fn build(options: Options) -> anyhow::Result<Server> {
+    let board = Arc::new(Board::default());
+    let retry = Retry::attempts(options.attempts)
+        .backoff(Duration::from_millis(options.retry_ms), Duration::from_secs(60))
+        .when(is_passing);
+    let site =
+        Arc::new(Site { board: Arc::clone(&board), from: options.from, options: TaskOptions::new().retry(retry) });
+    let to = if options.smtp == "none" { Where::Folder(options.folder) } else { Where::Smtp(options.smtp) };
+    let slow = Duration::from_millis(options.slow_ms);
+    let server = Server::builder()
+        .session(move |_peer| Browser { site: Arc::clone(&site), head: Vec::new(), watches: false })
+        .task_worker(move |_index| Ok(Postman { outgoing: Outgoing::open(&to)?, board: Arc::clone(&board), slow }))
+        .task_worker_num(options.task_workers)
+        .queue_capacity(options.queue)
+        .when_queue_full(WhenQueueFull::Refuse)
+        .framing(Framing::decoder(Http::default))
+        .limits(Limits::new().max_frame(http::MAX_FRAME).idle_timeout(Duration::from_secs(60)))
+        .on_receive(receive)
+        .on_task(send)
+        .bind(options.listen.as_str())?;
+    Ok(server)
+}
+
+fn receive(conn: &mut Connection, frame: &[u8]) -> anyhow::Result<()> {
+    let browser = conn.session_mut();
+    if browser.watches {
+        return Ok(());
+    }
+    let mut whole = std::mem::take(&mut browser.head);
+    let frame = if whole.is_empty() {
+        frame
+    } else {
+        whole.extend_from_slice(frame);
+        &whole
+    };
+    let request = match Request::of(frame) {
+        Ok(request) if request.asks => {
+            browser.head = frame.to_vec();
+            return Ok(conn.send(http::CONTINUE)?);
+        }
+        Ok(request) => request,
+        Err(status) => return answer(conn, Response::error(status).closing(), false),
+    };
+    let is_head = request.method == "HEAD";
+    match (request.method, request.path) {
+        ("GET", "/events") => watch(conn),
+        _ => {
+            let response = route(conn, &request);
+            let response = if request.keeps_alive { response } else { response.closing() };
+            answer(conn, response, is_head)
+        }
+    }
+}
+
+fn answer(conn: &mut Connection, response: Response, is_head: bool) -> anyhow::Result<()> {
+    conn.send(response.to_bytes(is_head))?;
+    if response.closes() {
+        conn.close();
+    }
+    Ok(())
+}
+
+fn route(conn: &mut Connection, request: &Request<'_>) -> Response {
+    let reads = matches!(request.method, "GET" | "HEAD");
+    match (request.path, request.method) {
+        ("/mails", "POST") => post(conn, request),
+        ("/mails", _) if reads => json(Status::Ok, conn.session().site.board.to_json()),
+        ("/mails", _) => not_allowed("GET, HEAD, POST"),
+        ("/events", _) => not_allowed("GET"),
+        (path, _) => match part_of_the_page(path) {
+            Some(part) if reads => part,
+            Some(_) => not_allowed("GET, HEAD"),
+            None => Response::error(Status::NotFound),
+        },
+    }
+}
+
+fn part_of_the_page(path: &str) -> Option<Response> {
+    let (kind, text) = match path {
+        "/" => ("text/html; charset=utf-8", include_str!("web_mail/page.html")),
+        "/style.css" => ("text/css; charset=utf-8", include_str!("web_mail/style.css")),
+        "/page.js" => ("text/javascript; charset=utf-8", include_str!("web_mail/page.js")),
+        "/icon.svg" => ("image/svg+xml", include_str!("web_mail/icon.svg")),
+        _ => return None,
+    };
+    let part = Response::new(Status::Ok, kind, text.as_bytes()).header("Cache-Control", "no-cache");
+    Some(part.header("Content-Security-Policy", POLICY).header("Referrer-Policy", "no-referrer"))
+}
+
+/// Hands the mail over, and answers with the id of its task.
+fn post(conn: &mut Connection, request: &Request<'_>) -> Response {
+    if !is_of_this_site(request) {
+        return Response::error(Status::Forbidden);
+    }
+    let kind = request.header("content-type").and_then(|kind| kind.split(';').next()).map(str::trim);
+    if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")) {
+        return Response::error(Status::UnsupportedMediaType);
+    }
+    let site = Arc::clone(&conn.session().site);
+    let form = Form::parse(&request.body);
+    let (form, message) = match form.and_then(|form| Ok((form.message(&site.from)?, form))) {
+        Ok((message, form)) => (form, Arc::new(message)),
+        Err(problem) => return json(Status::Unprocessable, to_json(&problem)),
+    };
+    let server = conn.server().clone();
+    let submit = |number| conn.with(site.options.clone()).task_oneway(Mail { number, message });
+    match site.board.add(&server, form.to, form.subject, submit) {
+        Ok(receipt) => json(Status::Accepted, to_json(&receipt)),
+        Err(refused) => {
+            log::info!("a mail was refused: {refused}");
+            Response::error(Status::Unavailable).header("Retry-After", "5")
+        }
+    }
+}
+
+/// Whether no page of others had the browser send this. Who is no browser says nothing of it.
+fn is_of_this_site(request: &Request<'_>) -> bool {
+    match (request.header("sec-fetch-site"), request.header("origin")) {
+        (Some(site), _) => matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) == request.header("host"),
+        (None, None) => true,
+    }
+}
+
+fn not_allowed(allowed: &'static str) -> Response {
+    Response::error(Status::MethodNotAllowed).header("Allow", allowed)
+}
+
+fn json(status: Status, text: String) -> Response {
+    Response::new(status, "application/json", text.into_bytes()).header("Cache-Control", "no-store")
+}
+
+/// Server-sent events: all that is known at once, and then what changes.
+fn watch(conn: &mut Connection) -> anyhow::Result<()> {
+    conn.session_mut().watches = true;
+    // It says nothing more, and may stay for as long as it likes.
+    conn.protect(true);
+    let head = Response::stream("text/event-stream").header("Cache-Control", "no-store").to_bytes(false);
+    let site = Arc::clone(&conn.session().site);
+    site.board.watch(conn, &head)?;
+    conn.every(HEARTBEAT, |conn| Ok(conn.send(": still here\n\n")?));
+    Ok(())
+}
+
+/// The task: one attempt to send a mail.
+fn send(cx: &mut TaskContext<Mail, (), Postman, ServerHandle>, mail: Mail) -> anyhow::Result<()> {
+    let (postman, task) = cx.parts();
+    let attempt = Attempt::begin(&postman.board, task.server(), mail.number, task.attempt());
+    thread::sleep(postman.slow);
+    let sent = postman.outgoing.send(&mail.message);
+    attempt.ends(match &sent {
+        Ok(()) => State::Sent,
+        Err(error) if is_passing(error) && !task.is_last_attempt() => {
+            State::Waiting { attempt: task.attempt(), why: format!("{error:#}") }
+        }
+        Err(error) => State::Failed { why: format!("{error:#}") },
+    });
+    sent
+}

@@ -1,0 +1,133 @@
+"use strict";
+
+const form = document.getElementById("form");
+const answer = document.getElementById("answer");
+const list = document.getElementById("mails");
+const summary = document.getElementById("summary");
+const live = document.getElementById("live");
+
+/** What the server has said of each mail, and its row, by number. */
+const mails = new Map();
+/** Of so many the first attempt has begun; a mail that is queued waits for the others before it. */
+let begun = 0;
+
+const words = {
+  queued: (mail) => {
+    const before = mail.number - begun - 1;
+    return before > 0 ? `queued, ${before} before it` : "queued, next";
+  },
+  sending: (mail) => (mail.attempt > 1 ? `sending, attempt ${mail.attempt}` : "sending"),
+  waiting: (mail) => `attempt ${mail.attempt} failed, to be tried again`,
+  sent: () => "sent",
+  failed: () => "failed",
+};
+
+/** All that a client has written becomes text, and never markup. */
+function element(kind, name) {
+  const made = document.createElement(kind);
+  made.className = name;
+  return made;
+}
+
+function rowOf(mail) {
+  const row = document.createElement("li");
+  row.append(element("span", "subject"), element("span", "state"), element("span", "to"), element("span", "id"));
+  row.append(element("span", "why"));
+  list.prepend(row);
+  return row;
+}
+
+function show({ mail, row }) {
+  row.dataset.state = mail.state;
+  const texts = {
+    subject: mail.subject || "(no subject)",
+    state: words[mail.state](mail),
+    to: mail.to,
+    id: `task ${mail.task}`,
+    why: mail.why || "",
+  };
+  for (const cell of row.children) {
+    const text = texts[cell.className];
+    if (cell.textContent !== text) cell.textContent = text;
+  }
+}
+
+function told(event) {
+  const begunBefore = begun;
+  begun = event.begun;
+  for (const mail of event.mails) {
+    const row = mails.get(mail.number)?.row ?? rowOf(mail);
+    const known = { mail, row };
+    mails.set(mail.number, known);
+    show(known);
+  }
+  const all = [...mails.values()];
+  if (begun !== begunBefore) all.filter(({ mail }) => mail.state === "queued").forEach(show);
+  const count = (...states) => all.filter(({ mail }) => states.includes(mail.state)).length;
+  const parts = [[count("queued", "sending", "waiting"), "on their way"], [count("failed"), "failed"]];
+  summary.textContent = parts.filter(([n]) => n > 0).map(([n, what]) => `${n} ${what}`).join(", ");
+}
+
+function watch() {
+  const events = new EventSource("/events");
+  let fresh = true;
+  events.onopen = () => {
+    fresh = true;
+    live.dataset.state = live.textContent = "live";
+  };
+  events.onmessage = ({ data }) => {
+    if (fresh) {
+      // All that is known comes first, also after the server was started anew.
+      mails.clear();
+      list.replaceChildren();
+      fresh = false;
+    }
+    told(JSON.parse(data));
+  };
+  events.onerror = () => {
+    live.dataset.state = "lost";
+    live.textContent = "reconnecting";
+    // A browser gives up where it was answered with an error.
+    if (events.readyState === EventSource.CLOSED) setTimeout(watch, 3000);
+  };
+}
+
+function complain(field, problem) {
+  const input = form.elements[field];
+  input.setAttribute("aria-invalid", "true");
+  document.getElementById(`${field}-problem`).textContent = problem;
+  input.focus();
+}
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = form.querySelector("button");
+  for (const problem of form.querySelectorAll(".problem")) problem.textContent = "";
+  for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
+  answer.className = "";
+  answer.textContent = "";
+  button.disabled = true;
+  const started = performance.now();
+  try {
+    const response = await fetch("/mails", { method: "POST", body: new URLSearchParams(new FormData(form)) });
+    if (response.status === 202) {
+      const { task } = await response.json();
+      answer.textContent = `task ${task}, accepted in ${Math.max(1, Math.round(performance.now() - started))} ms`;
+      form.elements.text.value = form.elements.subject.value = "";
+    } else if (response.status === 422) {
+      const { field, problem } = await response.json();
+      complain(field, problem);
+    } else {
+      answer.className = "bad";
+      const busy = "Too many letters wait. Try again in a few seconds.";
+      answer.textContent = response.status === 503 ? busy : `Not accepted: ${response.status} ${response.statusText}`;
+    }
+  } catch {
+    answer.className = "bad";
+    answer.textContent = "The server is not there.";
+  } finally {
+    button.disabled = false;
+  }
+});
+
+watch();
