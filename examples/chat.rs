@@ -25,8 +25,9 @@ use clap::Parser;
 use parking_lot::Mutex;
 use rooms::{Errand, LOBBY, Rooms, Step};
 
+/// A chat with rooms, for nc and openssl s_client
 #[derive(Parser)]
-#[command(name = "chat", about = "A chat with rooms, for nc and openssl s_client")]
+#[command(name = "chat", args_override_self = true)]
 struct Options {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:9502")]

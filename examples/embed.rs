@@ -19,23 +19,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use backroom::{Finished, Submitter, TaskInfo, TaskPool};
+use clap::Parser;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-const USAGE: &str = "usage: embed FOLDER [--threads N] [--drain-secs N]
-
-Writes the SHA-256 of every file under FOLDER to stdout.
-
-  --threads N      how many files are hashed at once (default: one per processor)
-  --drain-secs N   how long the files that are begun may take after Ctrl-C (default: 10)";
-
+/// Writes the SHA-256 of every file under a folder to stdout
+#[derive(Parser)]
+#[command(name = "embed")]
 struct Args {
     folder: PathBuf,
-    threads: usize,
-    drain: Duration,
+    /// How many files are hashed at once [default: one per processor]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// How long the files that are begun may take after Ctrl-C
+    #[arg(long, default_value_t = 10)]
+    drain_secs: u64,
 }
 
 struct Hashed {
@@ -56,10 +57,8 @@ struct Tally {
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let Some(args) = parse(std::env::args().skip(1))? else {
-        println!("{USAGE}");
-        return Ok(ExitCode::SUCCESS);
-    };
+    let args = Args::parse();
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, usize::from));
     // Before anything is begun, so that no Ctrl-C ends the program the hard way.
     let interrupts = count_interrupts()?;
     let (mut files, unreadable) = find_files(&args.folder, &interrupts)?;
@@ -67,7 +66,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
     // Each task worker keeps one buffer for all its files.
     let pool = TaskPool::builder()
-        .task_worker_num(args.threads)
+        .task_worker_num(threads)
         .task_worker(|_index| Ok(vec![0; 256 * 1024]))
         .task_times(true)
         .on_task(|cx, path: PathBuf| {
@@ -81,7 +80,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
     // The program's own loop: it keeps the pool busy, and hears what has come of it.
     while interrupts.load(Ordering::Relaxed) == 0 && tally.borrow().broken.is_none() {
-        while submitter.tasks_in_flight() < 2 * args.threads {
+        while submitter.tasks_in_flight() < 2 * threads {
             let Some(path) = files.pop_front() else { break };
             let tally = Rc::clone(&tally);
             submitter.task_then(path.clone(), move |_, done| tally.borrow_mut().note(&path, done))?;
@@ -92,7 +91,7 @@ fn main() -> anyhow::Result<ExitCode> {
         submitter.run_finished_for(Duration::from_millis(100));
     }
 
-    drain(&mut submitter, &interrupts, args.drain);
+    drain(&mut submitter, &interrupts, Duration::from_secs(args.drain_secs));
     let times = pool.task_times();
     let report = pool.shutdown(Duration::ZERO);
     submitter.run_finished();
@@ -247,26 +246,4 @@ fn count_interrupts() -> anyhow::Result<Arc<AtomicUsize>> {
         }
     });
     Ok(count)
-}
-
-/// `None` if help was asked for.
-fn parse(mut words: impl Iterator<Item = String>) -> anyhow::Result<Option<Args>> {
-    let threads = std::thread::available_parallelism().map_or(4, usize::from);
-    let mut args = Args { folder: PathBuf::new(), threads, drain: Duration::from_secs(10) };
-    while let Some(word) = words.next() {
-        let mut number =
-            || words.next().and_then(|n| n.parse::<u64>().ok()).with_context(|| format!("{word} takes a number"));
-        match word.as_str() {
-            "--help" | "-h" => return Ok(None),
-            "--threads" => args.threads = usize::try_from(number()?)?,
-            "--drain-secs" => args.drain = Duration::from_secs(number()?),
-            flag if flag.starts_with('-') => bail!("unknown flag {flag}\n\n{USAGE}"),
-            folder if args.folder.as_os_str().is_empty() => args.folder = PathBuf::from(folder),
-            other => bail!("one folder, and no {other}\n\n{USAGE}"),
-        }
-    }
-    match args.folder.as_os_str().is_empty() {
-        true => bail!("{USAGE}"),
-        false => Ok(Some(args)),
-    }
 }

@@ -3,6 +3,8 @@
 //! `cargo run --release --example task_server -- --demo` starts it, plays a client, and shuts it down.
 //! Without `--demo` it listens on 127.0.0.1:9501; try `nc 127.0.0.1 9501`.
 
+mod common;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::ExitCode;
@@ -10,47 +12,48 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use backroom::{Address, Framing, Outcome, Server, ServerHandle};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use backroom::{Address, Framing, Outcome, Server};
+use clap::Parser;
 
-const USAGE: &str = "\
-usage: task_server [options]
-  --listen ADDR        where to listen (127.0.0.1:9501)
-  --task-workers N     how many threads run tasks (4)
-  --task-ms MS         each task takes so long (0)
-  --drain-seconds S    at SIGINT or SIGTERM, how long tasks may take to finish (10)
-  --quiet              no line per event
-  --demo               listen on a free port, play a client that sends three lines, shut down
-
-A client sends lines. `ping` is answered at once; `panic` and `fail` have tasks that end so; any other line
-is answered by its task.";
-
+/// Lines in, a slow task for each, its result out
+///
+/// A client sends lines. `ping` is answered at once; `panic` and `fail` have tasks that end so; any other line is
+/// answered by its task.
+#[derive(Parser)]
+#[command(name = "task_server")]
 struct Options {
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:9501")]
     listen: String,
+    /// How many threads run tasks
+    #[arg(long, default_value_t = 4)]
     task_workers: usize,
-    task_time: Duration,
-    drain_time: Duration,
+    /// Each task takes so long
+    #[arg(long, default_value_t = 0)]
+    task_ms: u64,
+    /// At SIGINT or SIGTERM, how long tasks may take to finish
+    #[arg(long, default_value_t = 10)]
+    drain_seconds: u64,
+    /// No line per event
+    #[arg(long)]
     quiet: bool,
+    /// Listen on a free port, play a client that sends three lines, shut down
+    #[arg(long, conflicts_with = "listen")]
     demo: bool,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    let Some(options) = parse_options()? else {
-        println!("{USAGE}");
-        return Ok(ExitCode::SUCCESS);
-    };
-    // Before anybody can connect, so that no signal finds us unprepared.
-    let signals = (!options.demo).then(|| Signals::new([SIGINT, SIGTERM])).transpose()?;
+    let options = Options::parse();
+    let signals = (!options.demo).then(common::signals).transpose()?;
     let server = build(&options)?;
     println!("listening on {}", server.local_addr());
 
     let handle = server.handle();
-    let drain_time = options.drain_time;
+    let drain_time = Duration::from_secs(options.drain_seconds);
     let demo = match signals {
         Some(signals) => {
-            thread::spawn(move || shut_down_on_signal(signals, &handle, drain_time));
+            common::shut_down_at(signals, handle, drain_time);
             None
         }
         None => Some(thread::spawn(move || {
@@ -77,7 +80,8 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 fn build(options: &Options) -> anyhow::Result<Server> {
-    let (task_time, loud) = (options.task_time, !options.quiet);
+    let (task_time, loud) = (Duration::from_millis(options.task_ms), !options.quiet);
+    let listen = if options.demo { "127.0.0.1:0" } else { &options.listen };
     let server = Server::builder()
         .task_worker_num(options.task_workers)
         .framing(Framing::lines())
@@ -112,7 +116,7 @@ fn build(options: &Options) -> anyhow::Result<Server> {
                 _ => Ok(format!("{line} -> OK")),
             }
         })
-        .bind(options.listen.as_str())?;
+        .bind(listen)?;
     Ok(server)
 }
 
@@ -128,15 +132,6 @@ fn answer(line: &str, outcome: Outcome<String>) -> String {
 /// What a client had a hand in, fit for a terminal.
 fn shown(text: &str) -> String {
     text.chars().take(200).flat_map(char::escape_debug).collect()
-}
-
-/// The first signal drains; a second one no longer waits.
-fn shut_down_on_signal(mut signals: Signals, handle: &ServerHandle, drain_time: Duration) {
-    let mut patience = drain_time;
-    for _ in signals.forever() {
-        handle.shutdown(patience);
-        patience = Duration::ZERO;
-    }
 }
 
 /// Sends three lines and prints their answers, which come in the order in which the tasks end.
@@ -155,33 +150,4 @@ fn play_client(addr: Address) -> anyhow::Result<()> {
         anyhow::ensure!(lines.iter().any(|line| answer == format!("{line} -> OK")), "not what was to come");
     }
     Ok(())
-}
-
-fn parse_options() -> anyhow::Result<Option<Options>> {
-    let mut options = Options {
-        listen: "127.0.0.1:9501".to_owned(),
-        task_workers: 4,
-        task_time: Duration::ZERO,
-        drain_time: Duration::from_secs(10),
-        quiet: false,
-        demo: false,
-    };
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"));
-        match arg.as_str() {
-            "--listen" => options.listen = value()?,
-            "--task-workers" => options.task_workers = value()?.parse().context("--task-workers")?,
-            "--task-ms" => options.task_time = Duration::from_millis(value()?.parse().context("--task-ms")?),
-            "--drain-seconds" => options.drain_time = Duration::from_secs(value()?.parse().context("--drain-seconds")?),
-            "--quiet" => options.quiet = true,
-            "--demo" => options.demo = true,
-            "--help" | "-h" => return Ok(None),
-            _ => bail!("unknown option {arg}\n{USAGE}"),
-        }
-    }
-    if options.demo {
-        options.listen = "127.0.0.1:0".to_owned();
-    }
-    Ok(Some(options))
 }

@@ -32,7 +32,11 @@ use lettre::message::Mailbox;
 use outgoing::{Attempt, Mail, Outgoing, Where, is_passing};
 
 #[derive(Parser)]
-#[command(name = "web_mail", about = "A web page that sends mails, and makes nobody wait for one")]
+#[command(
+    name = "web_mail",
+    args_override_self = true,
+    about = "A web page that sends mails, and makes nobody wait for one"
+)]
 struct Options {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:8025")]

@@ -148,9 +148,8 @@ impl Mails {
 
     fn forget_old(&mut self, ended: u64) {
         self.ended.push_back(ended);
-        if self.ended.len() > ENDED_SHOWN
-            && let Some(oldest) = self.ended.pop_front()
-        {
+        let forgotten = self.ended.len().saturating_sub(ENDED_SHOWN);
+        for oldest in self.ended.drain(..forgotten) {
             self.mails.remove(&oldest);
         }
     }

@@ -1,0 +1,247 @@
+//! HTTP as a client sees it, well-behaved or not.
+
+use std::thread;
+
+use super::site::{Browser, Site, posted};
+use crate::common::eventually;
+use crate::test_name;
+
+const GET: &str = "GET /icon.svg HTTP/1.1\r\nHost: here\r\n\r\n";
+
+#[test]
+fn the_page_has_all_its_parts_from_here_and_may_load_no_others() {
+    let site = Site::open(test_name!(), &[]);
+    let mut browser = site.browser();
+    for (path, kind, part) in [
+        ("/", "text/html; charset=utf-8", "<form"),
+        ("/style.css", "text/css; charset=utf-8", "light-dark"),
+        ("/page.js", "text/javascript; charset=utf-8", "EventSource"),
+        ("/icon.svg", "image/svg+xml", "<svg"),
+        ("/?from=here", "text/html; charset=utf-8", "<form"),
+    ] {
+        let answer = browser.ask(format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n"));
+        assert_eq!((answer.status, answer.headers.get("content-type")), (200, Some(kind)), "{path}");
+        assert!(answer.body.contains(part), "{path}");
+        assert!(answer.headers.get("content-security-policy").unwrap().starts_with("default-src 'none'"), "{path}");
+        assert!(answer.headers.get("date").unwrap().ends_with(" GMT"), "{path}");
+        assert!(!answer.body.contains("//cdn") && !answer.body.contains("https://"), "{path}");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_answered_with_the_status_that_says_why() {
+    let site = Site::open(test_name!(), &[]);
+    let long = "x".repeat(20_000);
+    let many: String = (0..65).map(|number| format!("X-{number}: x\r\n")).collect();
+    let form = "Content-Type: application/x-www-form-urlencoded";
+    for (request, status) in [
+        ("GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n".to_owned(), 404),
+        ("GET /../etc/passwd HTTP/1.1\r\nHost: here\r\n\r\n".to_owned(), 404),
+        ("DELETE /mails HTTP/1.1\r\nHost: here\r\n\r\n".to_owned(), 405),
+        ("POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n".to_owned(), 405),
+        ("PUT /events HTTP/1.1\r\nHost: here\r\n\r\n".to_owned(), 405),
+        ("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n{}".to_owned(), 415),
+        (format!("POST /mails HTTP/1.1\r\nHost: here\r\n{form}\r\nContent-Length: 5\r\n\r\nto=ab"), 422),
+        (format!("POST /mails HTTP/1.1\r\nHost: here\r\n{form}\r\n\r\n"), 422),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(), 400),
+        ("GET / HTTP/1.1\r\nHost: here\r\nbroken\r\n\r\n".to_owned(), 400),
+        ("GET / HTTP/1.1\r\nHost: here\r\nX: a\0b\r\n\r\n".to_owned(), 400),
+        ("hello\r\n\r\n".to_owned(), 400),
+        ("\x16\x03\x01\x02\x00\x01\x00\x01\n".to_owned(), 400),
+        ("GET / HTTP/2.0\r\nHost: here\r\n\r\n".to_owned(), 505),
+        (format!("GET / HTTP/1.1\r\nHost: here\r\nX: {long}\r\n\r\n"), 431),
+        (format!("GET /{long} HTTP/1.1\r\nHost: here\r\n\r\n"), 431),
+        (format!("GET / HTTP/1.1\r\nHost: here\r\n{many}\r\n"), 431),
+        ("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 65537\r\n\r\n".to_owned(), 413),
+        ("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 99999999999999999999999\r\n\r\n".to_owned(), 413),
+        ("POST /mails HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n10001\r\n".to_owned(), 413),
+        ("POST /mails HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".to_owned(), 501),
+    ] {
+        let answer = site.ask(&request);
+        let short = &request[..request.len().min(80)];
+        assert_eq!(answer.status, status, "{short:?}");
+        assert_eq!(answer.headers.get("allow").is_some(), status == 405, "{short:?}");
+    }
+    assert_eq!(site.ask("PUT /mails HTTP/1.1\r\nHost: here\r\n\r\n").headers.get("allow"), Some("GET, HEAD, POST"));
+    assert_eq!(site.ask(GET).status, 200, "it serves on");
+}
+
+/// What a proxy in front might read otherwise would let one client speak for another.
+#[test]
+fn a_body_whose_end_is_not_clear_is_refused_and_nothing_behind_it_is_read() {
+    let site = Site::open(test_name!(), &[]);
+    for headers in [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+        "Content-Length: 4\r\nContent-Length: 5",
+        "Content-Length: 4\r\nContent-Length: 4",
+        "Content-Length: +4",
+        "Content-Length: 4, 4",
+        "Content-Length: 0x4",
+        "Content-Length: -1",
+        "Content-Length: ",
+        "Content-Length : 4",
+        "Transfer-Encoding : chunked",
+        " Transfer-Encoding: chunked",
+    ] {
+        let mut browser = site.browser();
+        browser.send(format!("POST / HTTP/1.1\r\nHost: here\r\n{headers}\r\n\r\n0\r\n\r\n{GET}"));
+        let answer = browser.answer();
+        assert_eq!((answer.status, answer.headers.get("connection")), (400, Some("close")), "{headers:?}");
+        assert_eq!(browser.rest(), "", "{headers:?}");
+    }
+    for headers in ["Transfer-Encoding: chunked, chunked", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"] {
+        let answer = site.ask(format!("POST / HTTP/1.1\r\nHost: here\r\n{headers}\r\n\r\n0\r\n\r\n"));
+        assert_eq!(answer.status, 501, "{headers:?}");
+    }
+    for chunks in ["x\r\n", "3\r\nabcd\r\n0\r\n\r\n", "1\r\nabc", "-1\r\n", "FFFFFFFFFFFFFFFFF\r\n"] {
+        let answer = site.ask(format!("POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"));
+        assert_eq!(answer.status, 400, "{chunks:?}");
+    }
+    let old = site.ask("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    assert_eq!(old.status, 400);
+}
+
+#[test]
+fn requests_that_come_at_once_are_answered_in_their_order() {
+    let site = Site::open(test_name!(), &[]);
+    let mut browser = site.browser();
+    let form = posted(&[("to", "ann@example.org")]);
+    let head = "HEAD /icon.svg HTTP/1.1\r\nHost: here\r\n\r\n";
+    let nowhere = "GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n";
+    let round = [GET, nowhere, &form, GET].concat();
+    browser.send(round.repeat(50) + head + GET);
+    for _ in 0..50 {
+        assert_eq!([(); 4].map(|()| browser.answer().status), [200, 404, 202, 200]);
+    }
+    let (status, headers) = browser.head();
+    assert_eq!(status, 200);
+    let icon = browser.answer();
+    assert_eq!(
+        headers.get("content-length"),
+        Some(&*icon.body.len().to_string()),
+        "HEAD has no body, and says how long"
+    );
+    assert!(icon.body.starts_with("<svg"));
+}
+
+/// The answers to what a client sends in these parts: five, and then the end.
+fn answers(site: &Site, parts: impl Iterator<Item = Vec<u8>>) -> [(u16, Option<String>); 5] {
+    let mut browser = site.browser();
+    browser.0.get_ref().set_nodelay(true).unwrap();
+    parts.for_each(|part| browser.send(part));
+    let answers = [(); 5].map(|()| {
+        let answer = browser.answer();
+        (answer.status, answer.headers.get("connection").map(str::to_owned))
+    });
+    assert_eq!(browser.rest(), "");
+    answers
+}
+
+#[test]
+fn however_the_bytes_are_split_they_mean_the_same() {
+    let site = Site::open(test_name!(), &["--queue", "5000"]);
+    let body = "to=ann%40example.org&subject=in+parts";
+    let (first, second) = body.split_at(10);
+    let chunked = format!(
+        "POST /mails HTTP/1.1\r\nHost: here\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+         Transfer-Encoding: Chunked\r\n\r\na;name=value\r\n{first}\r\n{:X}\r\n{second}\r\n0\r\nTrailer: x\r\n\r\n",
+        second.len()
+    );
+    let last = "GET /nowhere HTTP/1.1\r\nHost: here\r\nConnection: Close\r\n\r\n";
+    let form = posted(&[("to", "ann@example.org")]);
+    let stream = ["\r\n", GET, &form, &chunked, "GET /icon.svg HTTP/1.1\nHost: here\n\n", last].concat().into_bytes();
+    let whole = answers(&site, std::iter::once(stream.clone()));
+    assert_eq!(whole.each_ref().map(|answer| answer.0), [200, 202, 202, 200, 404]);
+    assert_eq!(answers(&site, stream.iter().map(|byte| vec![*byte])), whole);
+    for cut in (1..stream.len()).step_by(7) {
+        assert_eq!(answers(&site, [&stream[..cut], &stream[cut..]].map(<[u8]>::to_vec).into_iter()), whole, "{cut}");
+    }
+}
+
+#[test]
+fn a_connection_stays_or_closes_as_its_client_says() {
+    let site = Site::open(test_name!(), &[]);
+    let closes = |browser: &mut Browser| {
+        let answer = browser.answer();
+        assert_eq!((answer.status, answer.headers.get("connection")), (200, Some("close")));
+        assert_eq!(browser.rest(), "");
+    };
+    let mut modern = site.browser();
+    modern.send(GET);
+    assert_eq!(modern.answer().headers.get("connection"), None);
+    modern.send("GET /icon.svg HTTP/1.1\r\nHost: here\r\nConnection: keep-alive, close\r\n\r\n");
+    closes(&mut modern);
+    let mut old = site.browser();
+    old.send("GET /icon.svg HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
+    assert_eq!(old.answer().headers.get("connection"), None);
+    old.send("GET /icon.svg HTTP/1.0\r\n\r\n");
+    closes(&mut old);
+    let mut half = site.browser();
+    half.send(GET);
+    half.0.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(half.answer().status, 200);
+    assert_eq!(half.rest(), "");
+}
+
+#[test]
+fn who_asks_first_is_asked_for_the_body() {
+    let site = Site::open(test_name!(), &[]);
+    let mut browser = site.browser();
+    for _ in 0..2 {
+        let form = posted(&[("to", "ann@example.org")]).replacen("\r\n", "\r\nExpect: 100-Continue\r\n", 1);
+        let (head, body) = form.split_once("\r\n\r\n").unwrap();
+        browser.send(format!("{head}\r\n\r\n"));
+        let (status, _) = browser.head();
+        assert_eq!(status, 100);
+        assert_eq!(browser.ask(body).status, 202);
+        // Who does not wait for it is served all the same.
+        browser.send(&form);
+        assert_eq!([browser.head().0, browser.answer().status], [100, 202]);
+    }
+    let answer =
+        browser.ask("POST /mails HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\nContent-Length: 100000\r\n\r\n");
+    assert_eq!(answer.status, 413, "before the body is sent");
+    assert_eq!(browser.rest(), "");
+}
+
+#[test]
+fn a_client_that_is_refused_while_it_sends_hears_why() {
+    let site = Site::open(test_name!(), &[]);
+    let mut browser = site.browser();
+    browser.send("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 200000\r\n\r\n");
+    let mut writer = browser.0.get_ref().try_clone().unwrap();
+    let body = thread::spawn(move || std::io::Write::write_all(&mut writer, &[b'x'; 200_000]));
+    assert_eq!(browser.answer().status, 413);
+    let _ = body.join().unwrap();
+}
+
+#[test]
+fn many_who_read_nothing_of_the_events_or_send_half_a_request_hold_nobody_up() {
+    let site = Site::open(test_name!(), &[]);
+    let deaf: Vec<_> = (0..50)
+        .map(|_| {
+            let mut browser = site.browser();
+            browser.send("GET /events HTTP/1.1\r\nHost: here\r\n\r\n");
+            browser
+        })
+        .collect();
+    let half: Vec<_> = (0..50)
+        .map(|_| {
+            let mut browser = site.browser();
+            browser.send("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\nto=");
+            browser
+        })
+        .collect();
+    let mut events = site.events();
+    events.next();
+    let subject = "s".repeat(200);
+    for _ in 0..200 {
+        let answer = site.post(&[("to", "ann@example.org"), ("subject", &subject)]);
+        assert_eq!(answer.status, 202);
+    }
+    events.states_of(200, "sent");
+    eventually("all mails are there", || site.mails_in_folder().len() == 200);
+    drop((deaf, half));
+}

@@ -1,0 +1,153 @@
+//! What becomes of mails, and what is shown of that.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::site::{Site, posted};
+use crate::common::eventually;
+use crate::test_name;
+
+fn names(states: &[(String, String)]) -> Vec<&str> {
+    states.iter().map(|state| state.0.as_str()).collect()
+}
+
+#[test]
+fn a_mail_is_accepted_at_once_and_shown_as_it_goes() {
+    let site = Site::open(test_name!(), &["--task-workers", "1", "--slow-ms", "300"]);
+    let mut events = site.events();
+    assert_eq!(events.next()["mails"].as_array().unwrap().len(), 0);
+    let start = Instant::now();
+    let form = [("to", "Zoë <zoe@example.org>"), ("subject", "Größe & <b>"), ("text", "line\nline")];
+    let receipts: Vec<_> = (0..3).map(|_| site.post(&form)).collect();
+    assert!(start.elapsed() < Duration::from_millis(300), "none waited for the first to be sent");
+    assert!(receipts.iter().all(|receipt| receipt.status == 202));
+    let of = |receipt: usize, field: &str| receipts[receipt].json()[field].clone();
+    assert_eq!((of(0, "number"), of(2, "number")), (1.into(), 3.into()));
+    assert!(of(2, "ahead").as_u64().unwrap() >= 1);
+    assert_ne!(of(0, "task"), of(1, "task"));
+    assert_eq!(names(&events.states_of(3, "sent")), ["queued", "sending", "sent"]);
+
+    let late = site.events().next();
+    let shown = &late["mails"][2];
+    assert_eq!((&shown["subject"], &shown["to"]), (&"Größe & <b>".into(), &"Zoë <zoe@example.org>".into()));
+    assert_eq!((&shown["task"], &late["begun"]), (&of(2, "task"), &3.into()));
+    assert_eq!(site.ask("GET /mails HTTP/1.1\r\nHost: here\r\n\r\n").json(), late);
+    let written = site.mails_in_folder();
+    assert_eq!(written.len(), 3);
+    assert!(written[0].contains("\r\nFrom: ") || written[0].starts_with("From: "), "{}", written[0]);
+    assert!(written[0].contains("<zoe@example.org>") && written[0].contains("line\r\nline"), "{}", written[0]);
+}
+
+#[test]
+fn how_many_wait_before_a_mail_is_said_as_they_go() {
+    let site = Site::open(test_name!(), &["--task-workers", "1", "--slow-ms", "20"]);
+    let mut events = site.events();
+    for _ in 0..10 {
+        assert_eq!(site.post(&[("to", "ann@example.org")]).status, 202);
+    }
+    let mut before_the_last = Vec::new();
+    loop {
+        let event = events.next();
+        let mail = &event["mails"][0];
+        if mail["number"] == 10 && mail["state"] == "sending" {
+            break;
+        }
+        before_the_last.push(10 - event["begun"].as_u64().unwrap() - 1);
+    }
+    assert!(before_the_last.is_sorted_by(|before, after| before >= after), "{before_the_last:?}");
+    assert_eq!(before_the_last.last(), Some(&0));
+}
+
+#[test]
+fn one_more_than_may_wait_is_refused_with_503_and_may_come_again() {
+    let site = Site::open(test_name!(), &["--task-workers", "1", "--queue", "2", "--slow-ms", "200"]);
+    let form = posted(&[("to", "ann@example.org")]);
+    let mut browser = site.browser();
+    let answers: Vec<_> = (0..10).map(|_| browser.ask(&form)).collect();
+    let accepted = answers.iter().filter(|answer| answer.status == 202).count();
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 503).collect();
+    assert_eq!(accepted + refused.len(), 10);
+    assert!((2..=4).contains(&accepted), "{accepted}");
+    assert!(refused.iter().all(|answer| answer.headers.get("retry-after") == Some("5")));
+    eventually("there is room again", || browser.ask(&form).status == 202);
+    let all = browser.ask("GET /mails HTTP/1.1\r\nHost: here\r\n\r\n").json();
+    assert_eq!(all["mails"].as_array().unwrap().len(), accepted + 1, "a mail that was refused is not shown");
+}
+
+#[test]
+fn a_mail_that_cannot_be_sent_is_tried_again_and_then_said_to_have_failed_and_why() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let smtp = format!("smtp://{nobody}");
+    let site = Site::open(test_name!(), &["--smtp", &smtp, "--attempts", "3", "--retry-ms", "20"]);
+    let mut events = site.events();
+    assert_eq!(site.post(&[("to", "ann@example.org")]).status, 202);
+    let states = events.states_of(1, "failed");
+    assert_eq!(names(&states), ["queued", "sending", "waiting", "sending", "waiting", "sending", "failed"]);
+    assert!(states[2].1.contains("refused") && states[6].1.contains("refused"), "{states:?}");
+}
+
+#[test]
+fn no_field_can_become_a_header_of_the_mail_or_an_address_of_its_own() {
+    let site = Site::open(test_name!(), &[]);
+    for (field, value) in [
+        ("subject", "hello\r\nBcc: eve@example.org"),
+        ("subject", "hello\nBcc: eve@example.org"),
+        ("subject", "hello\0"),
+        ("to", "ann@example.org\r\nBcc: eve@example.org"),
+        ("to", "ann@example.org, eve@example.org"),
+        ("to", "<ann@example.org> eve@example.org"),
+        ("to", ""),
+        ("to", "ann"),
+        ("to", "@example.org"),
+        ("subject", &"x".repeat(201)),
+        ("to", &format!("{}@example.org", "x".repeat(300))),
+        ("text", &"x".repeat(20_001)),
+    ] {
+        let mut form = vec![("to", "ann@example.org"), ("subject", "hello")];
+        form.push((field, value));
+        let answer = site.post(&form);
+        assert_eq!((answer.status, &answer.json()["field"]), (422, &field.into()), "{value:?}: {}", answer.body);
+    }
+    // An end of the text, as SMTP has it, and headers in it, are text.
+    let text = "first\r\n.\r\nMAIL FROM:<eve@example.org>\r\n\r\nBcc: eve@example.org";
+    assert_eq!(site.post(&[("to", "\"Bcc: eve\" <ann@example.org>"), ("text", text)]).status, 202);
+    eventually("it is written", || site.mails_in_folder().len() == 1);
+    let written = &site.mails_in_folder()[0];
+    let (head, body) = written.split_once("\r\n\r\n").unwrap();
+    assert!(!head.lines().any(|line| line.starts_with("Bcc")), "{head}");
+    assert!(body.contains("MAIL FROM"), "{body}");
+}
+
+#[test]
+fn what_the_pages_of_others_have_a_browser_post_is_refused() {
+    let site = Site::open(test_name!(), &[]);
+    let form = posted(&[("to", "ann@example.org")]);
+    for (header, status) in [
+        ("Sec-Fetch-Site: cross-site", 403),
+        ("Sec-Fetch-Site: same-site", 403),
+        ("Origin: https://evil.example", 403),
+        ("Origin: null", 403),
+        ("Sec-Fetch-Site: same-origin", 202),
+        ("Sec-Fetch-Site: none", 202),
+        ("Origin: http://here", 202),
+        ("X: y", 202),
+    ] {
+        let request = form.replacen("\r\n", &format!("\r\n{header}\r\n"), 1);
+        assert_eq!(site.ask(request).status, status, "{header}");
+    }
+}
+
+#[test]
+fn at_sigterm_what_was_accepted_is_sent_first() {
+    let site = Site::open(test_name!(), &["--task-workers", "1", "--slow-ms", "50"]);
+    for _ in 0..5 {
+        assert_eq!(site.post(&[("to", "ann@example.org")]).status, 202);
+    }
+    site.example.signal(Signal::TERM);
+    let Site { mut example, .. } = site;
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut example.stdout, &mut said).unwrap();
+    assert_eq!(said, "shutdown: 5 mails accepted, 5 sent, 0 not\n");
+}
