@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use backroom::{Finished, Submitter, TaskInfo, TaskPool};
 use clap::Parser;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
