@@ -219,10 +219,8 @@ fn post(conn: &mut Connection, request: &Request<'_>) -> Response {
     let submit = |number| conn.with(site.options.clone()).task_oneway(Mail { number, message });
     match site.board.add(&server, form.to, form.subject, submit) {
         Ok(receipt) => json(Status::Accepted, to_json(&receipt)),
-        Err(refused) => {
-            log::info!("a mail was refused: {refused}");
-            Response::error(Status::Unavailable).header("Retry-After", "5")
-        }
+        // The queue is full, or the server is about to end.
+        Err(_) => Response::error(Status::Unavailable).header("Retry-After", "5"),
     }
 }
 
