@@ -1,0 +1,347 @@
+//! What clients do that mean harm, or know no better.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::Client;
+use crate::common::house::slow_client;
+use crate::house::{MAX_FRAME, TIMEOUT};
+use crate::target::Target;
+
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    /// What `Attacker::done` counts.
+    pub(crate) unit: &'static str,
+    /// How many threads act at once.
+    pub(crate) attackers: usize,
+    act: fn(&Attacker),
+    /// What the tester does beside them, about every millisecond.
+    beside: Option<fn(&mut Target)>,
+}
+
+/// One thread of an attack.
+pub(crate) struct Attacker {
+    lines: SocketAddr,
+    frames: SocketAddr,
+    packets: SocketAddr,
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+}
+
+const fn attack(name: &'static str, unit: &'static str, attackers: usize, act: fn(&Attacker)) -> Attack {
+    Attack { name, unit, attackers, act, beside: None }
+}
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    attack("tasks that panic", "panics", 2, |it| it.asks_all(&["panic"])),
+    attack("panics whose payload panics when dropped", "panics", 2, |it| it.asks_all(&["bomb"])),
+    attack("callbacks that panic", "connections", 2, Attacker::makes_callbacks_panic),
+    attack("tasks without end on all task workers", "tasks", 1, |it| it.asks_all(&["deadline 200"])),
+    attack("a flood of tasks, answers not read", "lines", 4, Attacker::floods),
+    attack("a flood of tasks from callbacks", "callbacks", 2, |it| it.asks_much("many 500")),
+    attack("clients gone before their result", "connections", 2, Attacker::leaves_early),
+    attack("resets before the accept", "connections", 2, Attacker::resets_at_once),
+    attack("resets in mid-frame", "connections", 2, Attacker::resets_in_mid_frame),
+    attack("2,000 connections at once, again and again", "connections", 4, Attacker::comes_in_hundreds),
+    attack("2,000 clients that send a byte now and then", "bytes", 2, Attacker::trickles),
+    attack("200 clients that take nothing", "requests", 2, Attacker::is_deaf),
+    attack("lengths that are lies", "frames", 2, Attacker::lies_about_lengths),
+    attack("random bytes", "bytes", 2, Attacker::sends_garbage),
+    attack("a flood of datagrams", "datagrams", 1, Attacker::floods_packets),
+    attack("tasks that submit at a full queue", "tasks", 2, |it| it.asks_much("nested 200")),
+    attack("finish closures that submit the next", "tasks", 2, |it| it.asks_all(&["chain 1000"])),
+    attack("callbacks that wait for tasks", "waits", 4, |it| it.asks_all(&["wait"])),
+    attack("cancels, retries, delays, deadlines, timers", "requests", 2, |it| {
+        it.asks_all(&["cancel", "retry", "delay 1", "deadline 1", "timer 1", "high x"]);
+    }),
+    attack("one-way tasks of connections that close", "connections", 2, Attacker::leaves_tasks_behind),
+    attack("broadcasts to 500, half of them deaf", "broadcasts", 1, Attacker::broadcasts),
+    attack("connections that ask once and go", "connections", 2, Attacker::comes_and_goes),
+    Attack {
+        beside: Some(Target::recycle),
+        ..attack("recycling without pause, under load", "tasks", 2, |it| it.asks_all(&["echo"]))
+    },
+    Attack {
+        beside: Some(short_of_files),
+        ..attack("no descriptors left", "connections", 2, Attacker::comes_and_goes)
+    },
+    attack("9,000 clients that come, ask and go", "connections", 1, Attacker::comes_in_thousands),
+];
+
+fn short_of_files(target: &mut Target) {
+    target.limit_files(Some(40));
+}
+
+impl Attack {
+    /// Runs until `stop`; how much was done.
+    pub(crate) fn run(&self, target: &mut Target, stop: &Arc<AtomicBool>) -> u64 {
+        let attacker = Attacker {
+            lines: target.lines,
+            frames: target.frames,
+            packets: target.packets,
+            stop: Arc::clone(stop),
+            done: Arc::default(),
+        };
+        thread::scope(|scope| {
+            for _ in 0..self.attackers {
+                scope.spawn(|| (self.act)(&attacker));
+            }
+            while let (Some(beside), false) = (self.beside, stop.load(Ordering::Relaxed)) {
+                beside(target);
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        target.limit_files(None);
+        attacker.done.load(Ordering::Relaxed)
+    }
+}
+
+impl Attacker {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, n: u64) {
+        self.done.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Does that until it is told to stop, whatever comes of it.
+    fn again_and_again(&self, mut act: impl FnMut() -> std::io::Result<u64>) {
+        while self.goes_on() {
+            match act() {
+                Ok(done) => self.count(done),
+                // It is refused; no use in trying at once.
+                Err(_) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Sends these in turn, 64 at once, and reads an answer to each.
+    fn asks_all(&self, lines: &[&str]) {
+        let mut client = Client::connect(self.lines);
+        let batch: String = lines.iter().cycle().take(64).flat_map(|line| [line, "\n"]).collect();
+        while self.goes_on() {
+            client.send(&batch);
+            (0..64).for_each(|_| drop(client.line()));
+            self.count(64);
+        }
+    }
+
+    /// One line at a time, each of which has answers of its own number.
+    fn asks_much(&self, line: &str) {
+        let mut client = Client::connect(self.lines);
+        let mut socket = client.socket.get_ref().try_clone().expect("clone");
+        thread::scope(|scope| {
+            scope.spawn(move || while client.socket.get_mut().read(&mut [0; 65536]).is_ok_and(|count| count > 0) {});
+            self.again_and_again(|| {
+                socket.write_all(format!("{line}\nping\n").as_bytes())?;
+                thread::sleep(Duration::from_millis(1));
+                Ok(1)
+            });
+            let _ = socket.shutdown(Shutdown::Both);
+        });
+    }
+
+    fn makes_callbacks_panic(&self) {
+        self.again_and_again(|| {
+            let mut socket = TcpStream::connect(self.lines)?;
+            socket.write_all(b"boom\n")?;
+            let _ = socket.read(&mut [0; 16]);
+            Ok(1)
+        });
+    }
+
+    fn floods(&self) {
+        let lines = "a line that becomes a task\n".repeat(1000);
+        self.again_and_again(|| {
+            let mut socket = TcpStream::connect(self.lines)?;
+            socket.set_write_timeout(Some(Duration::from_millis(100)))?;
+            let mut sent = 0;
+            while self.goes_on() {
+                match socket.write(lines.as_bytes()) {
+                    Ok(count) => sent += count as u64 / 27,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(_) => break,
+                }
+            }
+            Ok(sent)
+        });
+    }
+
+    fn leaves_early(&self) {
+        self.again_and_again(|| {
+            let mut socket = TcpStream::connect(self.lines)?;
+            socket.write_all(b"sleep 1\nsleep 1\n")?;
+            Ok(1)
+        });
+    }
+
+    fn resets_at_once(&self) {
+        self.again_and_again(|| {
+            reset(TcpStream::connect(self.lines)?);
+            Ok(1)
+        });
+    }
+
+    fn resets_in_mid_frame(&self) {
+        self.again_and_again(|| {
+            for (address, half) in [(self.lines, b"half a li".as_slice()), (self.frames, b"\0\0\0\x09half")] {
+                let mut socket = TcpStream::connect(address)?;
+                socket.write_all(half)?;
+                reset(socket);
+            }
+            Ok(2)
+        });
+    }
+
+    fn comes_in_hundreds(&self) {
+        self.again_and_again(|| {
+            let mut clients = (0..500).map(|_| TcpStream::connect(self.lines)).collect::<Result<Vec<_>, _>>()?;
+            for client in &mut clients {
+                client.write_all(b"ping\n")?;
+            }
+            for client in &mut clients {
+                client.read_exact(&mut [0; 5])?;
+            }
+            Ok(500)
+        });
+    }
+
+    /// None of what it begins is ever whole, so the server has to close each.
+    fn trickles(&self) {
+        let mut clients: Vec<(TcpStream, Instant)> = Vec::new();
+        let pause = Duration::from_millis(500);
+        while self.goes_on() {
+            if clients.len() < 1000 {
+                let Ok(socket) = TcpStream::connect(self.lines) else { continue };
+                clients.push((socket, Instant::now()));
+            }
+            let now = Instant::now();
+            clients.retain_mut(|(socket, next)| {
+                if *next > now {
+                    return true;
+                }
+                *next = now + pause;
+                self.count(1);
+                socket.write_all(b"x").is_ok()
+            });
+            if clients.len() == 1000 {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    fn is_deaf(&self) {
+        self.again_and_again(|| {
+            let mut clients: Vec<Client> = (0..100).map(|_| slow_client(self.lines)).collect();
+            for client in &mut clients {
+                client.socket.get_mut().write_all(b"big 60000\n".repeat(10).as_slice())?;
+            }
+            self.waits(TIMEOUT + TIMEOUT / 2);
+            Ok(1000)
+        });
+    }
+
+    fn waits(&self, time: Duration) {
+        let start = Instant::now();
+        while self.goes_on() && start.elapsed() < time {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn lies_about_lengths(&self) {
+        let max = MAX_FRAME as u32 - 4;
+        self.again_and_again(|| {
+            for length in [0, 1, max, max + 1, 1 << 31, u32::MAX] {
+                let mut socket = TcpStream::connect(self.frames)?;
+                socket.write_all(&length.to_be_bytes())?;
+                if length > max {
+                    let closed = socket.read(&mut [0; 16]);
+                    assert!(matches!(closed, Ok(0) | Err(_)), "a length of {length} is served");
+                }
+            }
+            Ok(6)
+        });
+    }
+
+    fn sends_garbage(&self) {
+        let packets = UdpSocket::bind("127.0.0.1:0").expect("a UDP socket");
+        self.again_and_again(|| {
+            let bytes: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(fastrand::usize(1..4096)).collect();
+            for address in [self.lines, self.frames] {
+                let mut socket = TcpStream::connect(address)?;
+                socket.set_read_timeout(Some(Duration::from_millis(1)))?;
+                let _ = socket.write_all(&bytes);
+                let _ = socket.read(&mut [0; 4096]);
+            }
+            packets.send_to(&bytes, self.packets)?;
+            Ok(3 * bytes.len() as u64)
+        });
+    }
+
+    fn floods_packets(&self) {
+        let packets = UdpSocket::bind("127.0.0.1:0").expect("a UDP socket");
+        self.again_and_again(|| {
+            for _ in 0..100 {
+                packets.send_to(b"a datagram that becomes a task", self.packets)?;
+            }
+            Ok(100)
+        });
+    }
+
+    fn leaves_tasks_behind(&self) {
+        self.again_and_again(|| {
+            let mut socket = TcpStream::connect(self.lines)?;
+            socket.write_all("oneway x\n".repeat(20).as_bytes())?;
+            Ok(1)
+        });
+    }
+
+    fn broadcasts(&self) {
+        let _deaf: Vec<Client> = (0..250).map(|_| slow_client(self.lines)).collect();
+        let listening: Vec<TcpStream> = (0..250).map(|_| TcpStream::connect(self.lines).expect("connect")).collect();
+        listening.iter().for_each(|socket| socket.set_nonblocking(true).expect("nonblocking"));
+        let mut author = Client::connect(self.lines);
+        let news = format!("say {}\n", "n".repeat(1024));
+        let mut chunk = [0; 65536];
+        while self.goes_on() {
+            author.send(&news);
+            while !author.line().starts_with("told ") {}
+            for mut socket in &listening {
+                while socket.read(&mut chunk).is_ok_and(|count| count > 0) {}
+            }
+            self.count(1);
+        }
+    }
+
+    fn comes_and_goes(&self) {
+        self.again_and_again(|| {
+            let mut socket = TcpStream::connect(self.lines)?;
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            socket.write_all(b"ping\n")?;
+            socket.read_exact(&mut [0; 5])?;
+            Ok(1)
+        });
+    }
+
+    fn comes_in_thousands(&self) {
+        let mut clients: Vec<TcpStream> = Vec::new();
+        while self.goes_on() {
+            if clients.len() >= 9000 {
+                clients.truncate(8000);
+            }
+            let Ok(mut client) = TcpStream::connect(self.lines) else { continue };
+            let _ = client.write_all(b"echo\n").and_then(|()| client.read_exact(&mut [0; 5]));
+            clients.push(client);
+            self.count(1);
+        }
+    }
+}
+
+fn reset(socket: TcpStream) {
+    let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
