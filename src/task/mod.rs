@@ -19,6 +19,8 @@ mod renewals;
 mod repetition;
 mod reply;
 mod room;
+#[cfg(test)]
+mod tests_of_waiters;
 mod timer;
 mod waiters;
 mod with;

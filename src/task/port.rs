@@ -59,18 +59,11 @@ pub(crate) struct Port<T, R, C> {
     repetitions: Vec<(TaskId, Weak<AtomicBool>)>,
     /// So many tasks may be submitted before it looks again how many wait.
     credit: usize,
-    /// Found the queue full after submitting, has not seen room since, and waits to be woken in this round.
+    /// Found the queue full after submitting, has not seen room since, and waits at this place in the line.
     held_back: Option<usize>,
     patience: Patience,
     /// What it waits for room with, once it has.
-    bell: Option<AwaitsRoom>,
-}
-
-#[derive(Default)]
-struct AwaitsRoom {
-    bell: Arc<Bell>,
-    /// The round it is registered for.
-    round: Option<usize>,
+    bell: Option<Arc<Bell>>,
 }
 
 #[derive(Clone, Copy)]
@@ -279,10 +272,13 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Whether this submitter should bring no more for now: it is at its cap in flight, or the queue was full
     /// when it submitted and has not drained to half since. It is woken when that is over.
     pub(crate) fn should_pause(&mut self) -> bool {
-        if let Some(round) = self.held_back {
-            if self.room.queue.has_room() {
-                self.held_back = None;
-            } else if self.room.queue.waiters.rounds() != round {
+        if let Some(place) = self.held_back {
+            let has_room = self.room.queue.has_room();
+            if has_room || self.room.queue.waiters.is_called(place) {
+                self.leave_line();
+            }
+            // Others were faster.
+            if !has_room && self.held_back.is_none() {
                 self.hold_back();
             }
         }
@@ -300,13 +296,11 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
             return false;
         }
         let bell = self.bell.get_or_insert_default();
-        // Registered at most once for each round.
-        if bell.round != Some(self.room.queue.waiters.rounds()) {
-            bell.round = Some(self.room.queue.waiters.register(Arc::clone(&bell.bell) as Arc<dyn Wake>));
-        }
         let queue = &self.room.queue;
-        let round = bell.round;
-        bell.bell.wait_until(deadline, || queue.has_room() || Some(queue.waiters.rounds()) != round)
+        let place = queue.waiters.register(Arc::clone(bell) as Arc<dyn Wake>);
+        let in_time = bell.wait_until(deadline, || queue.has_room() || queue.waiters.is_called(place));
+        queue.waiters.leave(place, || queue.has_room());
+        in_time
     }
 
     /// Whether there may be one more repetition.
@@ -327,8 +321,13 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
     /// Registers first and looks second; whoever drains the queue takes first and looks for us second.
     fn hold_back(&mut self) {
-        let round = self.room.queue.waiters.register(Arc::clone(&self.wake));
-        self.held_back = (!self.room.queue.has_room()).then_some(round);
+        if self.room.queue.has_room() {
+            return;
+        }
+        self.held_back = Some(self.room.queue.waiters.register(Arc::clone(&self.wake)));
+        if self.room.queue.has_room() {
+            self.leave_line();
+        }
     }
 
     /// How many tasks have no outcome delivered yet, of those that this submitter is to hear of.
@@ -370,8 +369,19 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 }
 
+impl<T, R, C> Port<T, R, C> {
+    /// Waits for room no longer.
+    fn leave_line(&mut self) {
+        if let Some(place) = self.held_back.take() {
+            let queue = &self.room.queue;
+            queue.waiters.leave(place, || queue.has_room());
+        }
+    }
+}
+
 impl<T, R, C> Drop for Port<T, R, C> {
     fn drop(&mut self) {
+        self.leave_line();
         self.address.close(&self.ledger);
         let held = self.order.take().into_iter().flat_map(|order| order.into_held());
         for message in self.aside.drain(..).chain(held) {

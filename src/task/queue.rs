@@ -76,6 +76,9 @@ const MAX_CREDIT: usize = 15;
 /// capacity, in callbacks that submit many, or of connections that come and go.
 const HARD_LIMIT: usize = 4;
 
+/// So many of those who wait for room are told at a time: enough that the queue does not run empty meanwhile.
+const TURNS: usize = 16;
+
 /// One in so many tasks that a task worker takes is of low priority, if there are any, and one of normal.
 const GUARD: u32 = 16;
 
@@ -127,7 +130,7 @@ impl<T, R> Queue<T, R> {
             side_lanes: AtomicBool::new(false),
             capacity,
             submitters,
-            waiters: Waiters::new(),
+            waiters: Waiters::new(TURNS),
         };
         queue.shared.lane(Priority::Normal);
         queue
@@ -168,6 +171,11 @@ impl<T, R> Queue<T, R> {
     #[inline]
     pub(super) fn taken(&self) {
         self.waiters.taken(|| self.has_room());
+    }
+
+    /// A task worker has found nothing: tells more of those who wait, if there is room.
+    pub(super) fn starved(&self) {
+        self.waiters.starved(|| self.has_room());
     }
 
     /// Whether any free task worker would find nothing.

@@ -226,7 +226,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     /// A shutdown begins: what is delayed is cancelled, and tasks may submit no more.
     pub(super) fn drain(&self, ledger: &Ledger) {
         self.crew.drain();
-        self.queue.waiters.wake_all();
+        self.queue.waiters.call_all();
         for due in self.timer.close() {
             match due {
                 Due::Task(task, _) => self.end_delayed(*task, ledger),
@@ -243,7 +243,7 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         fence(Ordering::SeqCst);
         self.abandon_queued(ledger);
         self.crew.abandon_started(ledger);
-        self.queue.waiters.wake_all();
+        self.queue.waiters.call_all();
     }
 
     fn abandon_queued(&self, ledger: &Ledger) {

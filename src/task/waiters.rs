@@ -1,24 +1,40 @@
-//! Submitters that found the queue full, and wait for room.
+//! Submitters that found the queue full, and wait in line for room.
+//!
+//! A few at a time are called; each that leaves the line again, because it has found room or is gone, has the next one
+//! called while there is room. So thousands that wait cost no more than those that there is room for, where waking all
+//! of them would have most find the room taken.
 //!
 //! No wake-up is lost: who waits registers first and looks for room second; who takes a task out makes room first and
-//! looks for those who wait second. Each puts a full fence between the two.
+//! looks for those who wait second. Each puts a full fence between the two. And while somebody waits and there is room,
+//! somebody is called who will leave: whoever gives a turn back, or finds all of them taken, does so under the lock.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Wake;
 use super::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, fence};
 
 pub(super) struct Waiters {
-    /// Somebody is in `waiting`.
+    /// Somebody waits who was not called yet.
     awaited: AtomicBool,
-    waiting: Mutex<Vec<Arc<dyn Wake>>>,
-    /// How often those waiting have been woken, all at once.
-    rounds: AtomicUsize,
+    line: Mutex<Line>,
+    /// All whose place is before this one were called.
+    called: AtomicUsize,
+    /// So many may be called at once.
+    turns: usize,
+}
+
+struct Line {
+    waiting: BTreeMap<usize, Arc<dyn Wake>>,
+    next_place: usize,
+    /// How many were called and have not left.
+    out: usize,
 }
 
 impl Waiters {
-    pub(super) fn new() -> Waiters {
-        Waiters { awaited: AtomicBool::new(false), waiting: Mutex::new(Vec::new()), rounds: AtomicUsize::new(0) }
+    pub(super) fn new(turns: usize) -> Waiters {
+        let line = Line { waiting: BTreeMap::new(), next_place: 0, out: 0 };
+        Waiters { awaited: AtomicBool::new(false), line: Mutex::new(line), called: AtomicUsize::new(0), turns }
     }
 
     #[inline]
@@ -26,41 +42,76 @@ impl Waiters {
         !self.awaited.load(Ordering::Relaxed)
     }
 
-    pub(super) fn rounds(&self) -> usize {
-        self.rounds.load(Ordering::Relaxed)
-    }
-
-    /// Registers to be woken once there is room, and returns the round it waits for. Look for room after it; and
-    /// register again if there is none after that round, since others may have been faster.
+    /// Takes a place in the line, to be woken when it is called. Look for room after it. Must leave, in every case.
     pub(super) fn register(&self, waiter: Arc<dyn Wake>) -> usize {
-        let mut waiting = self.waiting.lock();
-        waiting.push(waiter);
+        let mut line = self.line.lock();
+        let place = line.next_place;
+        line.next_place += 1;
+        line.waiting.insert(place, waiter);
         self.awaited.store(true, Ordering::Relaxed);
-        let round = self.rounds();
-        drop(waiting);
+        drop(line);
         fence(Ordering::SeqCst);
-        round
+        place
     }
 
-    /// A task was taken out: wakes all who wait, if there is room now.
-    #[inline]
-    pub(super) fn taken(&self, has_room: impl FnOnce() -> bool) {
-        fence(Ordering::SeqCst);
-        if !self.is_empty() && has_room() {
-            self.wake_all();
+    pub(super) fn is_called(&self, place: usize) -> bool {
+        place < self.called.load(Ordering::Acquire)
+    }
+
+    /// No longer waits there. If it was called, the next one is, while there is room.
+    pub(super) fn leave(&self, place: usize, has_room: impl Fn() -> bool) {
+        let mut line = self.line.lock();
+        match line.waiting.remove(&place) {
+            Some(_) => self.awaited.store(!line.waiting.is_empty(), Ordering::Relaxed),
+            None => {
+                line.out -= 1;
+                drop(line);
+                self.call_some(has_room);
+            }
         }
     }
 
-    /// Wakes all who wait, whether or not there is room.
-    pub(super) fn wake_all(&self) {
-        let woken = {
-            let mut waiting = self.waiting.lock();
-            self.awaited.store(false, Ordering::Relaxed);
-            self.rounds.fetch_add(1, Ordering::Relaxed);
-            std::mem::take(&mut *waiting)
-        };
+    /// A task was taken out: calls some who wait, if there is room now.
+    #[inline]
+    pub(super) fn taken(&self, has_room: impl Fn() -> bool) {
         fence(Ordering::SeqCst);
-        for waiter in woken {
+        self.call_some(has_room);
+    }
+
+    #[inline]
+    fn call_some(&self, has_room: impl Fn() -> bool) {
+        if !self.is_empty() && has_room() {
+            self.call(|out| self.turns.saturating_sub(out));
+        }
+    }
+
+    /// A task worker finds nothing: calls some more, since those who were called may be busy with something else.
+    pub(super) fn starved(&self, has_room: impl Fn() -> bool) {
+        if !self.is_empty() && has_room() {
+            self.call(|_| self.turns);
+        }
+    }
+
+    /// Calls all, whether or not there is room.
+    pub(super) fn call_all(&self) {
+        self.call(|_| usize::MAX);
+    }
+
+    /// Calls as many as `how_many` says, given how many are called already.
+    fn call(&self, how_many: impl FnOnce(usize) -> usize) {
+        let mut line = self.line.lock();
+        let count = how_many(line.out).min(line.waiting.len());
+        let mut called = Vec::with_capacity(count);
+        for _ in 0..count {
+            let Some((place, waiter)) = line.waiting.pop_first() else { break };
+            self.called.store(place + 1, Ordering::Release);
+            called.push(waiter);
+        }
+        line.out += called.len();
+        self.awaited.store(!line.waiting.is_empty(), Ordering::Relaxed);
+        drop(line);
+        fence(Ordering::SeqCst);
+        for waiter in called {
             waiter.wake();
         }
     }

@@ -167,7 +167,10 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             }
             match queue.take(seat) {
                 Some(task) => Some(Next::Run(task)),
-                None => crew.is_over().then_some(Next::Leave(Left::ToldToEnd)),
+                None => {
+                    queue.starved();
+                    crew.is_over().then_some(Next::Leave(Left::ToldToEnd))
+                }
             }
         };
         crew.idle.wait(self.index, patience, look, || queue.is_empty())

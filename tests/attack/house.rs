@@ -12,9 +12,14 @@ use backroom::{
     Framing, LengthPrefix, LengthType, Limits, Listener, Priority, Retry, Server, ServerHandle, TaskContext,
     TaskOptions,
 };
+use peak_alloc::PeakAlloc;
 use serde_json::json;
 
 type Connection = backroom::Connection<Job, String>;
+
+/// Counts what is allocated: what is resident beyond that, the allocator keeps for the next time.
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
 
 /// How large a frame may be.
 pub(crate) const MAX_FRAME: usize = 64 * 1024;
@@ -118,6 +123,7 @@ fn books(server: &ServerHandle) -> serde_json::Value {
     let stats = server.stats();
     let tasks = stats.tasks;
     json!({
+        "heap": HEAP.current_usage(),
         "connections": stats.connections,
         "accepted_connections": stats.accepted_connections,
         "refused_connections": stats.refused.total(),

@@ -19,8 +19,10 @@ pub(crate) struct Target {
 }
 
 /// What a process holds.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Holds {
+    /// Allocated bytes.
+    pub(crate) heap: u64,
     pub(crate) threads: usize,
     pub(crate) files: usize,
     pub(crate) resident_kib: usize,
@@ -90,13 +92,14 @@ impl Target {
         kill_process(self.pid(), signal).expect("kill");
     }
 
-    pub(crate) fn holds(&self) -> Holds {
+    pub(crate) fn holds(&mut self) -> Holds {
+        let heap = self.books().of("heap");
         let proc = format!("/proc/{}", self.child.id());
         let count = |folder: &str| fs::read_dir(format!("{proc}/{folder}")).expect("it lives").count();
         let status = fs::read_to_string(format!("{proc}/status")).expect("it lives");
         let resident =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-        Holds { threads: count("task"), files: count("fd"), resident_kib: resident.expect("its memory") }
+        Holds { heap, threads: count("task"), files: count("fd"), resident_kib: resident.expect("its memory") }
     }
 
     /// Processor time so far.

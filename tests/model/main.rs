@@ -41,6 +41,7 @@ checked! {
     a_task_worker_is_woken_for_a_task_of_its_own_whoever_else_looks
     a_connection_that_goes_to_sleep_hears_of_a_reply_that_comes_meanwhile
     a_submitter_that_waits_for_room_hears_of_a_task_that_is_taken_meanwhile
+    of_two_submitters_that_wait_for_room_both_hear_of_one_task_that_is_taken
     a_task_worker_is_woken_for_its_turn_to_renew_its_state_when_another_has_had_it
     task_workers_end_when_the_last_task_ends_during_a_shutdown
     task_workers_end_though_a_submitter_was_refused_meanwhile

@@ -168,7 +168,7 @@ pub fn a_submitter_that_waits_for_room_hears_of_a_task_that_is_taken_meanwhile()
         waiters: Waiters,
         tasks: Tasks,
     }
-    let queue = Arc::new(Queue { waiters: Waiters::new(), tasks: Tasks(AtomicUsize::new(1)) });
+    let queue = Arc::new(Queue { waiters: Waiters::new(1), tasks: Tasks(AtomicUsize::new(1)) });
     let worker = {
         let queue = Arc::clone(&queue);
         thread::spawn(move || {
@@ -177,10 +177,42 @@ pub fn a_submitter_that_waits_for_room_hears_of_a_task_that_is_taken_meanwhile()
         })
     };
     let signal = std::sync::Arc::new(Signal::new());
-    queue.waiters.register(std::sync::Arc::clone(&signal) as std::sync::Arc<dyn Wake>);
+    let place = queue.waiters.register(std::sync::Arc::clone(&signal) as std::sync::Arc<dyn Wake>);
     if !queue.tasks.is_empty() {
         signal.wait();
     }
+    queue.waiters.leave(place, || queue.tasks.is_empty());
+    worker.join().unwrap();
+}
+
+/// Of two that wait one is called at a time, and each that leaves has the other called, whenever it looks.
+pub fn of_two_submitters_that_wait_for_room_both_hear_of_one_task_that_is_taken() {
+    struct Queue {
+        waiters: Waiters,
+        tasks: Tasks,
+    }
+    let queue = Arc::new(Queue { waiters: Waiters::new(1), tasks: Tasks(AtomicUsize::new(1)) });
+    let waits = |queue: &Queue| {
+        let signal = std::sync::Arc::new(Signal::new());
+        let place = queue.waiters.register(std::sync::Arc::clone(&signal) as std::sync::Arc<dyn Wake>);
+        if !queue.tasks.is_empty() {
+            signal.wait();
+        }
+        queue.waiters.leave(place, || queue.tasks.is_empty());
+    };
+    let other = {
+        let queue = Arc::clone(&queue);
+        thread::spawn(move || waits(&queue))
+    };
+    let worker = {
+        let queue = Arc::clone(&queue);
+        thread::spawn(move || {
+            queue.tasks.take();
+            queue.waiters.taken(|| queue.tasks.is_empty());
+        })
+    };
+    waits(&queue);
+    other.join().unwrap();
     worker.join().unwrap();
 }
 

@@ -17,4 +17,5 @@ mod renewals;
 #[path = "../scenarios.rs"]
 pub mod scenarios;
 #[path = "../../../src/task/waiters.rs"]
+#[allow(dead_code, reason = "a model takes few steps")]
 mod waiters;
