@@ -370,8 +370,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 }
 
 impl<T, R, C> Port<T, R, C> {
-    /// Waits for room no longer.
-    fn leave_line(&mut self) {
+    /// Waits for room in the queue no longer.
+    pub(crate) fn leave_line(&mut self) {
         if let Some(place) = self.held_back.take() {
             let queue = &self.room.queue;
             queue.waiters.leave(place, || queue.has_room());

@@ -110,7 +110,8 @@ impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
     }
 
     fn may_receive(&mut self, phase: Phase) -> bool {
-        phase == Phase::Serving && self.deaf_until.is_none() && !self.socket.port.should_pause()
+        let should_pause = self.socket.port.should_pause();
+        !should_pause && phase == Phase::Serving && self.deaf_until.is_none()
     }
 
     fn deliver(&mut self) {

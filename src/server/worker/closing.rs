@@ -20,6 +20,8 @@ const LINGER: Duration = Duration::from_secs(1);
 impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// The end: flush if the client is there, `on_close`, and let the client notice.
     pub(super) fn close(&mut self, reason: CloseReason) {
+        // Others may have its turn meanwhile.
+        self.conn.link.port.leave_line();
         // Fenced, since the text of an error is users' code too.
         let _ = catch(|| self.log_reason(&reason));
         let mut mail = self.mailbox().seal();
@@ -54,6 +56,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             self.conn.link.wire.stream.end_tls();
         }
         if may_be_sending && !self.is_quiet() {
+            // `on_close` may have submitted something.
+            self.conn.link.port.leave_line();
             self.linger();
         }
     }

@@ -20,11 +20,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// Whether this connection may be given more input now. Where the back room or the client's slowness says no,
     /// the worker is woken when that is over.
     pub(super) fn may_receive(&mut self) -> bool {
-        self.phase == Phase::Serving
+        // Asked in every case: who waits for room in the queue and is called must not keep the turn to itself.
+        let should_pause = self.conn.link.port.should_pause();
+        !should_pause
+            && self.phase == Phase::Serving
             && !self.conn.link.paused
             && !self.clocks.retired
             && !self.is_congested()
-            && !self.conn.link.port.should_pause()
     }
 
     /// Hands the frames that are here to `on_receive`, until a batch is full or the connection may receive no
