@@ -271,18 +271,24 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
     /// Whether this submitter should bring no more for now: it is at its cap in flight, or the queue was full
     /// when it submitted and has not drained to half since. It is woken when that is over.
+    #[inline]
     pub(crate) fn should_pause(&mut self) -> bool {
         if let Some(place) = self.held_back {
-            let has_room = self.room.queue.has_room();
-            if has_room || self.room.queue.waiters.is_called(place) {
-                self.leave_line();
-            }
-            // Others were faster.
-            if !has_room && self.held_back.is_none() {
+            self.look_for_room(place);
+        }
+        self.held_back.is_some() || self.counted >= self.config.max_in_flight
+    }
+
+    #[cold]
+    fn look_for_room(&mut self, place: usize) {
+        let has_room = self.room.queue.has_room();
+        if has_room || self.room.queue.waiters.is_called(place) {
+            self.leave_line();
+            if !has_room {
+                // Others were faster.
                 self.hold_back();
             }
         }
-        self.held_back.is_some() || self.counted >= self.config.max_in_flight
     }
 
     /// Whether this thread may wait for task workers: if it is one of them, it might wait for itself.
@@ -320,6 +326,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     /// Registers first and looks second; whoever drains the queue takes first and looks for us second.
+    #[cold]
     fn hold_back(&mut self) {
         if self.room.queue.has_room() {
             return;

@@ -98,6 +98,7 @@ impl Waiters {
     }
 
     /// Calls as many as `how_many` says, given how many are called already.
+    #[cold]
     fn call(&self, how_many: impl FnOnce(usize) -> usize) {
         let mut line = self.line.lock();
         let count = how_many(line.out).min(line.waiting.len());
