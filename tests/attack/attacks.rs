@@ -21,19 +21,26 @@ pub(crate) struct Attack {
     act: fn(&Attacker),
     /// What the tester does beside them, about every millisecond.
     beside: Option<fn(&mut Target)>,
+    /// Starts what is attacked, unless this machine has not what that needs.
+    pub(crate) start: fn() -> Option<Target>,
+    /// Whether it can go on beside others, and with more of its kind.
+    pub(crate) has_company: bool,
 }
 
 /// One thread of an attack.
+#[derive(Clone)]
 pub(crate) struct Attacker {
     lines: SocketAddr,
     frames: SocketAddr,
     packets: SocketAddr,
     stop: Arc<AtomicBool>,
+    /// It stops then, whatever `stop` says.
+    until: Option<Instant>,
     done: Arc<AtomicU64>,
 }
 
 const fn attack(name: &'static str, unit: &'static str, attackers: usize, act: fn(&Attacker)) -> Attack {
-    Attack { name, unit, attackers, act, beside: None }
+    Attack { name, unit, attackers, act, beside: None, start: || Some(Target::start()), has_company: true }
 }
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -44,6 +51,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("a flood of tasks, answers not read", "lines", 4, Attacker::floods),
     attack("a flood of tasks from callbacks", "callbacks", 2, |it| it.asks_much("many 500")),
     attack("clients gone before their result", "connections", 2, Attacker::leaves_early),
+    attack("clients that end their half first", "connections", 2, Attacker::ends_its_half),
     attack("resets before the accept", "connections", 2, Attacker::resets_at_once),
     attack("resets in mid-frame", "connections", 2, Attacker::resets_in_mid_frame),
     attack("2,000 connections at once, again and again", "connections", 4, Attacker::comes_in_hundreds),
@@ -63,29 +71,39 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("connections that ask once and go", "connections", 2, Attacker::comes_and_goes),
     Attack {
         beside: Some(Target::recycle),
+        has_company: false,
         ..attack("recycling without pause, under load", "tasks", 2, |it| it.asks_all(&["echo"]))
     },
     Attack {
         beside: Some(short_of_files),
-        ..attack("no descriptors left", "connections", 2, Attacker::comes_and_goes)
+        has_company: false,
+        ..attack("no descriptors left", "connections", 2, Attacker::comes_in_crowds)
     },
-    attack("9,000 clients that come, ask and go", "connections", 1, Attacker::comes_in_thousands),
+    Attack {
+        start: Target::start_with_few_threads,
+        has_company: false,
+        ..attack("no threads left", "connections", 2, Attacker::comes_in_crowds)
+    },
+    Attack {
+        start: Target::start_with_a_clock_that_jumps,
+        has_company: false,
+        beside: Some(Target::let_the_clock_jump),
+        ..attack("a clock that jumps by an hour, back and forth", "timers", 1, Attacker::times_timers)
+    },
+    Attack {
+        has_company: false,
+        ..attack("9,000 clients that come, ask and go", "connections", 1, Attacker::comes_in_thousands)
+    },
 ];
 
 fn short_of_files(target: &mut Target) {
-    target.limit_files(Some(40));
+    target.limit_files(64);
 }
 
 impl Attack {
     /// Runs until `stop`; how much was done.
     pub(crate) fn run(&self, target: &mut Target, stop: &Arc<AtomicBool>) -> u64 {
-        let attacker = Attacker {
-            lines: target.lines,
-            frames: target.frames,
-            packets: target.packets,
-            stop: Arc::clone(stop),
-            done: Arc::default(),
-        };
+        let attacker = Attacker { stop: Arc::clone(stop), ..Attacker::of(target) };
         thread::scope(|scope| {
             for _ in 0..self.attackers {
                 scope.spawn(|| (self.act)(&attacker));
@@ -95,14 +113,25 @@ impl Attack {
                 thread::sleep(Duration::from_millis(1));
             }
         });
-        target.limit_files(None);
+        attacker.done.load(Ordering::Relaxed)
+    }
+
+    /// One thread of it, for so long; how much that did.
+    pub(crate) fn run_for(&self, attacker: &Attacker, time: Duration) -> u64 {
+        let attacker = Attacker { until: Some(Instant::now() + time), done: Arc::default(), ..attacker.clone() };
+        (self.act)(&attacker);
         attacker.done.load(Ordering::Relaxed)
     }
 }
 
 impl Attacker {
+    pub(crate) fn of(target: &Target) -> Attacker {
+        let Target { lines, frames, packets, .. } = *target;
+        Attacker { lines, frames, packets, stop: Arc::default(), until: None, done: Arc::default() }
+    }
+
     fn goes_on(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed)
+        !self.stop.load(Ordering::Relaxed) && self.until.is_none_or(|until| Instant::now() < until)
     }
 
     fn count(&self, n: u64) {
@@ -126,7 +155,7 @@ impl Attacker {
         let batch: String = lines.iter().cycle().take(64).flat_map(|line| [line, "\n"]).collect();
         while self.goes_on() {
             client.send(&batch);
-            (0..64).for_each(|_| drop(client.line()));
+            (0..64).for_each(|_| drop(answer(&mut client)));
             self.count(64);
         }
     }
@@ -176,6 +205,19 @@ impl Attacker {
         self.again_and_again(|| {
             let mut socket = TcpStream::connect(self.lines)?;
             socket.write_all(b"sleep 1\nsleep 1\n")?;
+            Ok(1)
+        });
+    }
+
+    /// Says at once that there is nothing more to come, and is owed every answer all the same.
+    fn ends_its_half(&self) {
+        self.again_and_again(|| {
+            let mut client = Client::connect(self.lines);
+            client.send("a task\n".repeat(20));
+            client.end_sending();
+            let rest = client.rest();
+            let answers = rest.lines().filter(|line| *line == "a task").count();
+            assert_eq!(answers, 20, "{rest:?}");
             Ok(1)
         });
     }
@@ -260,8 +302,8 @@ impl Attacker {
                 let mut socket = TcpStream::connect(self.frames)?;
                 socket.write_all(&length.to_be_bytes())?;
                 if length > max {
-                    let closed = socket.read(&mut [0; 16]);
-                    assert!(matches!(closed, Ok(0) | Err(_)), "a length of {length} is served");
+                    // Returns once the server has closed.
+                    let _ = socket.read_to_end(&mut Vec::new());
                 }
             }
             Ok(6)
@@ -306,11 +348,11 @@ impl Attacker {
         let listening: Vec<TcpStream> = (0..250).map(|_| TcpStream::connect(self.lines).expect("connect")).collect();
         listening.iter().for_each(|socket| socket.set_nonblocking(true).expect("nonblocking"));
         let mut author = Client::connect(self.lines);
-        let news = format!("say {}\n", "n".repeat(1024));
+        let news = format!("say {}\n", NEWS.repeat(64));
         let mut chunk = [0; 65536];
         while self.goes_on() {
             author.send(&news);
-            while !author.line().starts_with("told ") {}
+            answer(&mut author);
             for mut socket in &listening {
                 while socket.read(&mut chunk).is_ok_and(|count| count > 0) {}
             }
@@ -328,6 +370,34 @@ impl Attacker {
         });
     }
 
+    /// More than there is room for; those that are served stay for a while.
+    fn comes_in_crowds(&self) {
+        self.again_and_again(|| {
+            let mut clients = (0..100).map(|_| TcpStream::connect(self.lines)).collect::<Result<Vec<_>, _>>()?;
+            let served = clients.iter_mut().filter_map(|client| {
+                client.set_read_timeout(Some(Duration::from_millis(2))).ok()?;
+                client.write_all(b"ping\n").and_then(|()| client.read_exact(&mut [0; 5])).ok()
+            });
+            Ok(served.count() as u64)
+        });
+    }
+
+    /// By this process's clock, which does not jump.
+    fn times_timers(&self) {
+        let mut client = Client::connect(self.lines);
+        let _silent = Client::connect(self.lines);
+        while self.goes_on() {
+            for line in ["timer 200", "delay 200"] {
+                let start = Instant::now();
+                client.ask(line);
+                let took = start.elapsed().as_millis();
+                assert!((200..400).contains(&took), "{line} took {took} ms");
+                self.count(1);
+            }
+        }
+        client.ask("ping");
+    }
+
     fn comes_in_thousands(&self) {
         let mut clients: Vec<TcpStream> = Vec::new();
         while self.goes_on() {
@@ -340,6 +410,15 @@ impl Attacker {
             self.count(1);
         }
     }
+}
+
+/// What is broadcast begins so, and so no answer does.
+const NEWS: &str = "news, and more of";
+
+/// The next answer, without what is broadcast meanwhile.
+fn answer(client: &mut Client) -> String {
+    let lines = std::iter::repeat_with(|| client.line());
+    lines.filter(|line| !line.starts_with(NEWS)).take(1).collect()
 }
 
 fn reset(socket: TcpStream) {

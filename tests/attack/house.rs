@@ -6,7 +6,7 @@
 use std::io::{BufRead, Write};
 use std::panic::panic_any;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use backroom::{
     Framing, LengthPrefix, LengthType, Limits, Listener, Priority, Retry, Server, ServerHandle, TaskContext,
@@ -123,6 +123,7 @@ fn books(server: &ServerHandle) -> serde_json::Value {
     let stats = server.stats();
     let tasks = stats.tasks;
     json!({
+        "time_of_day": SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
         "heap": HEAP.current_usage(),
         "connections": stats.connections,
         "accepted_connections": stats.accepted_connections,

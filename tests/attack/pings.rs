@@ -14,38 +14,44 @@ impl Times {
     pub(crate) fn quantile(&self, part: f64) -> Duration {
         self.0[((self.0.len() - 1) as f64 * part) as usize]
     }
-
-    pub(crate) fn count(&self) -> usize {
-        self.0.len()
-    }
 }
 
 /// Between two pings, so that these are no load themselves.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Pings until it is told to stop, and at least a thousand times.
-pub(crate) fn ping(server: SocketAddr, stop: &AtomicBool) -> Times {
-    let mut client = Client::connect(server);
-    client.socket.get_ref().set_nodelay(true).expect("nodelay");
-    let mut times = Vec::new();
-    while !stop.load(Ordering::Relaxed) || times.len() < 1000 {
-        thread::sleep(PAUSE);
-        let start = Instant::now();
-        client.send("ping\n");
-        // What is broadcast reaches it too.
-        while client.line() != "pong" {}
-        times.push(start.elapsed());
-    }
-    times.sort_unstable();
-    Times(times)
-}
+/// One that is connected already.
+pub(crate) struct Pinger(Client);
 
-pub(crate) fn ping_for(server: SocketAddr, time: Duration) -> Times {
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let pings = scope.spawn(|| ping(server, &stop));
-        thread::sleep(time);
-        stop.store(true, Ordering::Relaxed);
-        pings.join().expect("the well-behaved client is served")
-    })
+impl Pinger {
+    pub(crate) fn connect(server: SocketAddr) -> Pinger {
+        let client = Client::connect(server);
+        client.socket.get_ref().set_nodelay(true).expect("nodelay");
+        Pinger(client)
+    }
+
+    /// Pings until it is told to stop, and at least a thousand times.
+    pub(crate) fn ping_until(&mut self, stop: &AtomicBool) -> Times {
+        let mut times = Vec::new();
+        while !stop.load(Ordering::Relaxed) || times.len() < 1000 {
+            thread::sleep(PAUSE);
+            let start = Instant::now();
+            self.0.send("ping\n");
+            // What is broadcast reaches it too.
+            while self.0.line() != "pong" {}
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        Times(times)
+    }
+
+    pub(crate) fn ping_for(&mut self, time: Duration) -> Times {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(time);
+                stop.store(true, Ordering::Relaxed);
+            });
+            self.ping_until(&stop)
+        })
+    }
 }

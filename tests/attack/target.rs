@@ -3,11 +3,14 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, geteuid, getrlimit, prlimit};
 use serde_json::Value;
+
+use crate::common::TempDir;
 
 pub(crate) struct Target {
     child: Child,
@@ -16,6 +19,14 @@ pub(crate) struct Target {
     pub(crate) lines: SocketAddr,
     pub(crate) frames: SocketAddr,
     pub(crate) packets: SocketAddr,
+    started: Instant,
+    /// What it was started from, or reads.
+    folder: Option<TempDir>,
+    has_jumped: bool,
+}
+
+fn this_program() -> PathBuf {
+    std::env::current_exe().expect("current_exe")
 }
 
 /// What a process holds.
@@ -28,10 +39,54 @@ pub(crate) struct Holds {
     pub(crate) resident_kib: usize,
 }
 
+/// Connections at once.
+const MAX_CONNECTIONS: &str = "9500";
+/// Of the user whom the server with few threads runs as; nobody else has any.
+const FEW_THREADS: &str = "40";
+/// Which user is bound by limits of threads.
+const NOBODY: &str = "65534";
+
 impl Target {
-    pub(crate) fn start(max_connections: usize) -> Target {
-        let mut command = Command::new(std::env::current_exe().expect("current_exe"));
-        Target::start_by(command.arg("serve").arg(max_connections.to_string()))
+    pub(crate) fn start() -> Target {
+        Target::start_by(Command::new(this_program()).args(["serve", MAX_CONNECTIONS]))
+    }
+
+    /// Needs root, since it becomes another user.
+    pub(crate) fn start_with_few_threads() -> Option<Target> {
+        if !geteuid().is_root() {
+            return None;
+        }
+        let folder = TempDir::new("few_threads");
+        let program = folder.join("serve");
+        fs::copy(this_program(), &program).expect("a copy that all may run");
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", NOBODY, "--clear-groups", "prlimit", &format!("--nproc={FEW_THREADS}")]);
+        let mut target = Target::start_by(command.arg(&program).args(["serve", MAX_CONNECTIONS]));
+        target.folder = Some(folder);
+        Some(target)
+    }
+
+    /// By libfaketime, if that is installed; and only the time of day jumps, as it does on a machine.
+    pub(crate) fn start_with_a_clock_that_jumps() -> Option<Target> {
+        Command::new("faketime").arg("--version").stdout(Stdio::null()).status().ok()?;
+        let folder = TempDir::new("clock");
+        fs::write(folder.join("clock"), "+0").expect("write");
+        let mut command = Command::new(this_program());
+        command.env("LD_PRELOAD", "/usr/$LIB/faketime/libfaketime.so.1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        command.env("FAKETIME_TIMESTAMP_FILE", folder.join("clock")).env("FAKETIME_CACHE_DURATION", "1");
+        let mut target = Target::start_by(command.args(["serve", MAX_CONNECTIONS]));
+        target.folder = Some(folder);
+        Some(target)
+    }
+
+    /// An hour ahead, an hour back, for two seconds each.
+    pub(crate) fn let_the_clock_jump(&mut self) {
+        let elapsed = self.started.elapsed();
+        let clock = self.folder.as_ref().expect("its clock").join("clock");
+        fs::write(clock, if elapsed.as_secs() / 2 % 2 == 0 { "+3600" } else { "-3600" }).expect("write");
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+        self.has_jumped |= now.abs_diff(self.books().of("time_of_day")) > 3000;
+        assert!(self.has_jumped || elapsed < Duration::from_secs(10), "libfaketime is not there");
     }
 
     /// By a command that starts this program's `serve` in the end.
@@ -42,7 +97,17 @@ impl Target {
         let first = stdout.next().expect("where it listens").expect("where it listens");
         let addresses: Vec<String> = serde_json::from_str(&first).expect("addresses");
         let [lines, frames, packets] = [0, 1, 2].map(|index: usize| addresses[index].parse().expect("an address"));
-        Target { child, stdin, stdout, lines, frames, packets }
+        Target {
+            child,
+            stdin,
+            stdout,
+            lines,
+            frames,
+            packets,
+            started: Instant::now(),
+            folder: None,
+            has_jumped: false,
+        }
     }
 
     fn tell(&mut self, line: &str) {
@@ -71,25 +136,9 @@ impl Target {
         report
     }
 
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
-    }
-
-    pub(crate) fn limit_files(&self, files: Option<u64>) -> Rlimit {
-        let maximum = prlimit(Some(self.pid()), Resource::Nofile, self.files_as_they_are()).expect("prlimit").maximum;
-        let current = files.or(maximum);
-        prlimit(Some(self.pid()), Resource::Nofile, Rlimit { current, maximum }).expect("prlimit")
-    }
-
-    fn files_as_they_are(&self) -> Rlimit {
-        let limits = fs::read_to_string(format!("/proc/{}/limits", self.child.id())).expect("limits");
-        let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("its limit of files");
-        let mut numbers = line.split_whitespace().filter_map(|word| word.parse().ok());
-        Rlimit { current: numbers.next(), maximum: numbers.next() }
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).expect("kill");
+    pub(crate) fn limit_files(&self, files: u64) {
+        let limit = Rlimit { current: Some(files), maximum: getrlimit(Resource::Nofile).maximum };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).expect("prlimit");
     }
 
     pub(crate) fn holds(&mut self) -> Holds {
@@ -100,14 +149,6 @@ impl Target {
         let resident =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
         Holds { heap, threads: count("task"), files: count("fd"), resident_kib: resident.expect("its memory") }
-    }
-
-    /// Processor time so far.
-    pub(crate) fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it lives");
-        let fields: Vec<&str> = stat.rsplit_once(") ").expect("stat").1.split(' ').collect();
-        let ticks: u64 = fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
-        Duration::from_millis(1000 * ticks / rustix::param::clock_ticks_per_second())
     }
 }
 

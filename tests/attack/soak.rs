@@ -1,0 +1,89 @@
+//! All attacks at once and in turns, for long, after which everything is where it began.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::attacks::{ATTACKS, Attack, Attacker};
+use crate::pings::Pinger;
+use crate::settled;
+use crate::target::{Holds, Target};
+
+/// So many attack at the same time, each in one way for a moment, and then in another.
+const ATTACKERS: usize = 8;
+/// Afterwards as before, the tables of the server may have grown; but not with the length of the soak.
+const HEAP_SLACK: u64 = 1 << 20;
+
+/// Panics where anything is not where it began.
+pub(crate) fn run(time: Duration) {
+    let mut target = Target::start();
+    // The first minute, or a part of it, shows how large the tables get.
+    attack(&mut target, time.min(Duration::from_secs(60)) / 2);
+    let before = settled(&mut target);
+    println!("begins with {before:?}");
+    let mut pinger = Pinger::connect(target.lines);
+    let quiet = pinger.ping_for(Duration::from_secs(5)).quantile(0.99);
+
+    let stop = AtomicBool::new(false);
+    let start = Instant::now();
+    let (acts, noticed) = thread::scope(|scope| {
+        let pings = scope.spawn(|| pinger.ping_until(&stop));
+        let mut acts = 0;
+        while start.elapsed() < time {
+            let left = time.saturating_sub(start.elapsed());
+            acts += attack(&mut target, left.min(Duration::from_secs(60)));
+            let (books, holds) = (target.books(), target.holds());
+            println!(
+                "{:>5.1} min: {} connections so far, {} tasks, {} panicked, {} cancelled, {} recycled; {holds:?}",
+                start.elapsed().as_secs_f64() / 60.0,
+                books.of("accepted_connections"),
+                books.of("accepted"),
+                books.of("panicked"),
+                books.of("cancelled"),
+                books.of("recycled"),
+            );
+        }
+        stop.store(true, Ordering::Relaxed);
+        (acts, pings.join().expect("the well-behaved client is served"))
+    });
+    drop(pinger);
+    let after = settled(&mut target);
+    println!("ends with {after:?}, after {acts} acts in {:.1} minutes", start.elapsed().as_secs_f64() / 60.0);
+    let noticed = noticed.quantile(0.99);
+    println!("p99 of a ping: quiet {quiet:?}, meanwhile {noticed:?}");
+
+    let books = target.books();
+    assert!(books.are_at_rest(), "{books:?}");
+    let connections = ["accepted_connections", "refused_connections", "closed_connections"].map(|name| books.of(name));
+    assert_eq!(connections[0], connections[1] + connections[2], "{books:?}");
+    let Holds { heap, threads, files, .. } = before;
+    assert_eq!((after.threads, after.files), (threads, files), "threads and descriptors");
+    assert!(after.heap <= heap + HEAP_SLACK, "{heap} bytes before, {} after", after.heap);
+    assert!(noticed < 2 * quiet + Duration::from_millis(5), "the well-behaved client noticed");
+    let report = target.shut_down(Duration::from_secs(5));
+    assert_eq!((&report["abandoned"], &report["workers_running"]), (&0.into(), &0.into()), "{report}");
+}
+
+/// How much was done.
+fn attack(target: &mut Target, time: Duration) -> u64 {
+    let ways: Vec<&Attack> = ATTACKS.iter().filter(|attack| attack.has_company).collect();
+    let (done, start) = (AtomicU64::new(0), Instant::now());
+    thread::scope(|scope| {
+        for _ in 0..ATTACKERS {
+            let attacker = Attacker::of(target);
+            let (ways, done) = (&ways, &done);
+            scope.spawn(move || {
+                while start.elapsed() < time {
+                    let way = ways[fastrand::usize(..ways.len())];
+                    let moment = Duration::from_millis(fastrand::u64(50..3000));
+                    done.fetch_add(way.run_for(&attacker, moment), Ordering::Relaxed);
+                }
+            });
+        }
+        while start.elapsed() < time {
+            target.recycle();
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
+    done.load(Ordering::Relaxed)
+}
