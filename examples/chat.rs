@@ -210,6 +210,9 @@ fn rename(conn: &mut Connection, name: &str) -> anyhow::Result<()> {
         return Ok(conn.send(format!("* Somebody is called {name} already.\n"))?);
     }
     guest.name = name.into();
+    if !guest.chat.rooms.is_announced(&guest.room) {
+        conn.send(format!("* You are now {name}\n"))?;
+    }
     submit(conn, Step::Rename(conn.id(), Arc::clone(&conn.session().name)))
 }
 
@@ -220,10 +223,11 @@ fn submit(conn: &mut Connection, step: Step) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Text for the terminals of others, which what is no text could make do anything.
+/// Text for the terminals of others, without what would make these do something, or show it in another order or place.
 fn clean(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line).replace('\t', " ");
-    text.trim_end().chars().filter(|char| !char.is_control()).collect()
+    let moves_text = |char| matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.trim_end().chars().filter(|&char| !char.is_control() && !moves_text(char)).collect()
 }
 
 fn fit_for_a_name(name: &str) -> Option<&str> {

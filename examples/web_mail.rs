@@ -17,19 +17,23 @@ mod form;
 mod http;
 #[path = "web_mail/outgoing.rs"]
 mod outgoing;
+#[path = "web_mail/response.rs"]
+mod response;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use backroom::{Framing, Limits, Retry, Server, ServerHandle, TaskContext, TaskOptions, WhenQueueFull};
-use board::{Board, State, to_json};
+use board::{Board, to_json};
 use clap::Parser;
 use form::Form;
-use http::{Http, Request, Response, Status};
+use http::{Http, Request};
 use lettre::message::Mailbox;
-use outgoing::{Attempt, Mail, Outgoing, Where, is_passing};
+use outgoing::{Mail, Outgoing, Where, is_passing};
+use response::{Response, Status};
 
 #[derive(Parser)]
 #[command(
@@ -47,6 +51,9 @@ struct Options {
     /// Where mails are written without an SMTP server
     #[arg(long, default_value = "mails")]
     folder: PathBuf,
+    /// By which names it may be called beside localhost and IP addresses
+    #[arg(long)]
+    host: Vec<String>,
     /// Who sends them
     #[arg(long, default_value = "backroom <backroom@localhost>")]
     from: Mailbox,
@@ -71,6 +78,7 @@ struct Options {
 struct Site {
     board: Arc<Board>,
     from: Mailbox,
+    hosts: Vec<String>,
     /// How each mail is sent.
     options: TaskOptions<Mail>,
 }
@@ -116,13 +124,20 @@ fn build(options: Options) -> anyhow::Result<Server> {
     let retry = Retry::attempts(options.attempts)
         .backoff(Duration::from_millis(options.retry_ms), Duration::from_secs(60))
         .when(is_passing);
-    let site =
-        Arc::new(Site { board: Arc::clone(&board), from: options.from, options: TaskOptions::new().retry(retry) });
+    let task_options = TaskOptions::new().retry(retry);
+    let (from, hosts) = (options.from, options.host);
+    let site = Arc::new(Site { board: Arc::clone(&board), from, hosts, options: task_options });
     let to = if options.smtp == "none" { Where::Folder(options.folder) } else { Where::Smtp(options.smtp) };
     let slow = Duration::from_millis(options.slow_ms);
+    let (observer, opened) = (Arc::clone(&board), Arc::clone(&board));
     let server = Server::builder()
         .session(move |_peer| Browser { site: Arc::clone(&site), head: Vec::new(), watches: false })
         .task_worker(move |_index| Ok(Postman { outgoing: Outgoing::open(&to)?, board: Arc::clone(&board), slow }))
+        .observer(observer)
+        .on_start(move |server| {
+            opened.open(server);
+            Ok(())
+        })
         .task_worker_num(options.task_workers)
         .queue_capacity(options.queue)
         .when_queue_full(WhenQueueFull::Refuse)
@@ -149,20 +164,21 @@ fn receive(conn: &mut Connection, frame: &[u8]) -> anyhow::Result<()> {
     let request = match Request::of(frame) {
         Ok(request) if request.asks => {
             browser.head = frame.to_vec();
-            return Ok(conn.send(http::CONTINUE)?);
+            return Ok(conn.send(response::CONTINUE)?);
         }
         Ok(request) => request,
         Err(status) => return answer(conn, Response::error(status).closing(), false),
     };
     let is_head = request.method == "HEAD";
-    match (request.method, request.path) {
-        ("GET", "/events") => watch(conn),
-        _ => {
-            let response = route(conn, &request);
-            let response = if request.keeps_alive { response } else { response.closing() };
-            answer(conn, response, is_head)
-        }
-    }
+    let response = match (request.method, request.path) {
+        _ if !is_called_by_name(&request, &conn.session().site.hosts) => Response::error(Status::Misdirected),
+        ("GET", "/events") => match watch(conn)? {
+            true => return Ok(()),
+            false => Response::error(Status::Unavailable).header("Retry-After", "5"),
+        },
+        _ => route(conn, &request),
+    };
+    answer(conn, response.for_connection_of(&request), is_head)
 }
 
 fn answer(conn: &mut Connection, response: Response, is_head: bool) -> anyhow::Result<()> {
@@ -215,20 +231,34 @@ fn post(conn: &mut Connection, request: &Request<'_>) -> Response {
         Ok((message, form)) => (form, Arc::new(message)),
         Err(problem) => return json(Status::Unprocessable, to_json(&problem)),
     };
-    let server = conn.server().clone();
     let submit = |number| conn.with(site.options.clone()).task_oneway(Mail { number, message });
-    match site.board.add(&server, form.to, form.subject, submit) {
+    match site.board.add(form.to, form.subject, submit) {
         Ok(receipt) => json(Status::Accepted, to_json(&receipt)),
         // The queue is full, or the server is about to end.
         Err(_) => Response::error(Status::Unavailable).header("Retry-After", "5"),
     }
 }
 
+/// Whether it is called by a name of its own. The page of another site could have a name of that lead here, and would be
+/// taken by the browser for this one.
+fn is_called_by_name(request: &Request<'_>, names: &[String]) -> bool {
+    // A request of HTTP/1.0 may have none, and comes from no browser.
+    let Some(host) = request.header("host") else { return true };
+    let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let name = name.map_or(host, |(name, _)| name);
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    let is_one_of = |names: &[String]| names.iter().any(|own| own.eq_ignore_ascii_case(name));
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok() || is_one_of(names)
+}
+
 /// Whether no page of others had the browser send this. Who is no browser says nothing of it.
 fn is_of_this_site(request: &Request<'_>) -> bool {
     match (request.header("sec-fetch-site"), request.header("origin")) {
         (Some(site), _) => matches!(site, "same-origin" | "none"),
-        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) == request.header("host"),
+        (None, Some(origin)) => {
+            let host = origin.split_once("://").map(|(_, host)| host);
+            host.is_some() && host == request.header("host")
+        }
         (None, None) => true,
     }
 }
@@ -241,30 +271,30 @@ fn json(status: Status, text: String) -> Response {
     Response::new(status, "application/json", text.into_bytes()).header("Cache-Control", "no-store")
 }
 
-/// Server-sent events: all that is known at once, and then what changes.
-fn watch(conn: &mut Connection) -> anyhow::Result<()> {
+/// Server-sent events: what is known at once, and then what changes; `false` if too many watch already.
+fn watch(conn: &mut Connection) -> anyhow::Result<bool> {
+    let head = Response::stream("text/event-stream").header("Cache-Control", "no-store").to_bytes(false);
+    let site = Arc::clone(&conn.session().site);
+    if !site.board.watch(conn, &head)? {
+        return Ok(false);
+    }
     conn.session_mut().watches = true;
     // It says nothing more, and may stay for as long as it likes.
     conn.protect(true);
-    let head = Response::stream("text/event-stream").header("Cache-Control", "no-store").to_bytes(false);
-    let site = Arc::clone(&conn.session().site);
-    site.board.watch(conn, &head)?;
     conn.every(HEARTBEAT, |conn| Ok(conn.send(": still here\n\n")?));
-    Ok(())
+    Ok(true)
 }
 
 /// The task: one attempt to send a mail.
 fn send(cx: &mut TaskContext<Mail, (), Postman, ServerHandle>, mail: Mail) -> anyhow::Result<()> {
     let (postman, task) = cx.parts();
-    let attempt = Attempt::begin(&postman.board, task.server(), mail.number, task.attempt());
+    let (board, attempt) = (&postman.board, task.attempt());
+    board.attempt_begins(mail.number, attempt);
     thread::sleep(postman.slow);
     let sent = postman.outgoing.send(&mail.message);
-    attempt.ends(match &sent {
-        Ok(()) => State::Sent,
-        Err(error) if is_passing(error) && !task.is_last_attempt() => {
-            State::Waiting { attempt: task.attempt(), why: format!("{error:#}") }
-        }
-        Err(error) => State::Failed { why: format!("{error:#}") },
-    });
+    if let Err(error) = &sent {
+        let is_another = is_passing(error) && !task.is_last_attempt();
+        board.attempt_failed(mail.number, attempt, format!("{error:#}"), is_another);
+    }
     sent
 }

@@ -4,10 +4,12 @@
 //! hands over as a [task](Connection::task) to a fixed pool of task workers, and goes on at once. The result comes back
 //! to the very worker that asked, where a finish closure runs. The model is the task system of Swoole's server.
 //!
-//! ```no_run
+//! ```
 //! use backroom::Server;
 //!
 //! fn main() -> anyhow::Result<()> {
+//!     let address = "127.0.0.1:9501";
+//! #   let address = "127.0.0.1:0";
 //!     Server::builder()
 //!         .task_worker_num(4)
 //!         .on_receive(|conn, data| {
@@ -21,9 +23,14 @@
 //!         })
 //!         .on_finish(|conn, done| {
 //!             println!("Async task [{}] finished: {}", done.id(), done.into_result()?);
+//! #           conn.server().shutdown(std::time::Duration::from_secs(10));
 //!             Ok(())
 //!         })
-//!         .bind("127.0.0.1:9501")?
+//! #       .on_start(|server| {
+//! #           use std::io::Write;
+//! #           Ok(std::net::TcpStream::connect(server.local_addr())?.write_all(b"a mail")?)
+//! #       })
+//!         .bind(address)?
 //!         .run()?;
 //!     Ok(())
 //! }
@@ -44,91 +51,155 @@
 //! All callbacks of a connection run on its worker, one at a time, so what belongs to a connection needs no lock. Data
 //! moves from owner to owner and is never serialised.
 //!
-//! # States: a session per connection, a state per task worker
+//! # Sessions
 //!
-//! Each is made on the thread that will own it, so neither has to be `Send`. They are set before the callbacks that use
-//! them.
+//! What belongs to a connection is its session. It is made on the connection's worker and never leaves it, so it needs no
+//! lock and need not be `Send`. It is set before the callbacks that use it, since they know it by its type.
 //!
 //! ```
 //! use std::io::{BufRead, BufReader, Write};
 //! use std::net::TcpStream;
-//! use std::time::Duration;
 //!
 //! use backroom::{Framing, Server};
 //!
-//! struct Mailer { sent: u32 } // would hold an SMTP connection
-//!
 //! # fn main() -> anyhow::Result<()> {
-//! let server = Server::builder()
-//!     .session(|_peer| 0u32) // how many mails this client has sent
-//!     .task_worker(|_index| Ok(Mailer { sent: 0 }))
+//! let server = Server::builder::<(), ()>()
+//!     .session(|_peer| 0u32) // how many lines this client has sent
 //!     .framing(Framing::lines())
 //!     .on_receive(|conn, line| {
 //!         *conn.session_mut() += 1;
-//!         conn.task(line.to_vec())?;
-//!         Ok(())
-//!     })
-//!     .on_task(|cx, mail| {
-//!         cx.worker().sent += 1;
-//!         Ok(mail.len())
-//!     })
-//!     .on_finish(|conn, done| {
-//!         let answer = format!("mail {} of {} bytes\n", conn.session(), done.into_result()?);
+//!         let answer = format!("line {} has {} bytes\n", conn.session(), line.len());
 //!         Ok(conn.send(answer)?)
 //!     })
+//!     .on_task(|_cx, ()| Ok(()))
 //!     .bind("127.0.0.1:0")?;
 //!
 //! let (addr, handle) = (server.local_addr(), server.handle());
 //! let running = std::thread::spawn(|| server.run());
 //!
 //! let mut client = BufReader::new(TcpStream::connect(addr)?);
-//! client.get_mut().write_all(b"hello\n")?;
-//! let mut answer = String::new();
-//! client.read_line(&mut answer)?;
-//! assert_eq!(answer, "mail 1 of 5 bytes\n");
-//!
-//! handle.shutdown(Duration::from_secs(10));
-//! let report = running.join().unwrap()?;
-//! assert_eq!((report.tasks.done, report.tasks.abandoned), (1, 0));
+//! client.get_mut().write_all(b"hello\nworlds\n")?;
+//! let mut answers = String::new();
+//! client.read_line(&mut answers)?;
+//! client.read_line(&mut answers)?;
+//! assert_eq!(answers, "line 1 has 5 bytes\nline 2 has 6 bytes\n");
+//! # drop(client);
+//! # handle.shutdown(std::time::Duration::from_secs(10));
+//! # running.join().unwrap()?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # How a task ends
+//! # Task workers with a connection of their own
+//!
+//! Slow work mostly talks to somebody: a database, a mail server. Each task worker makes what it needs for that once, on
+//! its own thread, and keeps it; after a panic, and when it is [recycled](ServerHandle::recycle), it makes it anew. So
+//! four task workers have four connections to the database, however many clients there are.
+//!
+//! ```
+//! use std::io::{BufRead, BufReader, Write};
+//! use std::net::TcpStream;
+//!
+//! use backroom::{Framing, Server};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! # let store = std::net::TcpListener::bind("127.0.0.1:0")?;
+//! # let store_address = store.local_addr()?;
+//! # std::thread::spawn(move || for client in store.incoming().flatten() {
+//! #     std::thread::spawn(move || {
+//! #         let mut answers = client.try_clone().unwrap();
+//! #         BufReader::new(client).lines().map_while(Result::ok).for_each(|key| writeln!(answers, "<{key}>").unwrap());
+//! #     });
+//! # });
+//! let server = Server::builder()
+//!     .task_worker(move |_index| Ok(BufReader::new(TcpStream::connect(store_address)?)))
+//!     .task_worker_num(4)
+//!     .framing(Framing::lines())
+//!     .on_receive(|conn, key| {
+//!         conn.task(String::from_utf8(key.to_vec())?)?;
+//!         Ok(())
+//!     })
+//!     .on_task(|cx, key| {
+//!         let store = cx.worker();
+//!         writeln!(store.get_mut(), "{key}")?;
+//!         let mut value = String::new();
+//!         store.read_line(&mut value)?;
+//!         Ok(value)
+//!     })
+//!     .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
+//!     .bind("127.0.0.1:0")?;
+//! # let (addr, handle) = (server.local_addr(), server.handle());
+//! # let running = std::thread::spawn(|| server.run());
+//! # let mut client = BufReader::new(TcpStream::connect(addr)?);
+//! # client.get_mut().write_all(b"k\n")?;
+//! # let mut answer = String::new();
+//! # client.read_line(&mut answer)?;
+//! # assert_eq!(answer, "<k>\n");
+//! # drop(client);
+//! # handle.shutdown(std::time::Duration::from_secs(10));
+//! # running.join().unwrap()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How a task ends, and who hears of it
 //!
 //! Every accepted task has exactly one [`Outcome`]: it returned a result or an error, it panicked, its deadline came
 //! first, it was cancelled, or a shutdown gave it up. Unless the task is one-way, the outcome reaches the finish
-//! closure as a [`Finished`]; where the connection is gone by then, it is counted as orphaned. A task may bring [a
-//! finish closure of its own](Connection::task_then), which stays on the connection's thread and may hold what is not
-//! `Send`. What comes after the outcome is decided, such as the result of a task that was cancelled while it ran, is
-//! counted as late and is nothing else.
+//! closure as a [`Finished`]; where the connection is gone by then, it is counted as orphaned. What comes after the
+//! outcome is decided, such as the result of a task that was cancelled while it ran, is counted as late and is nothing
+//! else.
 //!
-//! Inside `on_receive`, a finish closure may need `R` before it could be inferred. Then `on_task` comes first, with the
-//! type of its payload written out:
+//! `on_finish` is for all tasks; a task may bring [a finish closure of its own](Connection::task_then) instead, which
+//! stays on the connection's thread and may hold what is not `Send`. Where such a closure inside `on_receive` needs to
+//! know the result's type, `on_task` comes first, with the type of its payload written out:
 //!
 //! ```
-//! # use backroom::Server;
+//! use backroom::{Framing, Outcome, Server};
+//!
+//! # use std::io::{Read, Write};
 //! # fn main() -> anyhow::Result<()> {
 //! let server = Server::builder()
-//!     .on_task(|_cx, data: Vec<u8>| Ok(data.len()))
-//!     .on_receive(|conn, data| {
-//!         conn.task_then(data.to_vec(), |conn, done| {
-//!             Ok(conn.send(done.into_result()?.to_string())?)
+//!     .framing(Framing::lines())
+//!     .on_task(|_cx, number: i64| number.checked_mul(1 << 62).ok_or_else(|| anyhow::anyhow!("too large")))
+//!     .on_receive(|conn, line| {
+//!         let asked = String::from_utf8_lossy(line).into_owned();
+//!         let number = asked.parse()?;
+//!         conn.task_then(number, move |conn, done| {
+//!             let answer = match done.into_outcome() {
+//!                 Outcome::Done(product) => format!("{asked} becomes {product}\n"),
+//!                 Outcome::Failed(error) => format!("{asked} does not work: {error}\n"),
+//!                 other => format!("{asked} has ended otherwise: {other:?}\n"),
+//!             };
+//!             Ok(conn.send(answer)?)
 //!         })?;
 //!         Ok(())
 //!     })
 //!     .bind("127.0.0.1:0")?;
+//! # let (addr, handle) = (server.local_addr(), server.handle());
+//! # let running = std::thread::spawn(|| server.run());
+//! # let mut client = std::net::TcpStream::connect(addr)?;
+//! # client.write_all(b"2\n")?;
+//! # client.shutdown(std::net::Shutdown::Write)?;
+//! # let mut answer = String::new();
+//! # client.read_to_string(&mut answer)?;
+//! # assert_eq!(answer, "2 does not work: too large\n");
+//! # handle.shutdown(std::time::Duration::from_secs(10));
+//! # running.join().unwrap()?;
 //! # Ok(())
 //! # }
 //! ```
 //!
+//! Results come in the order in which tasks end, and not in that of the requests, unless
+//! [`results_in_order`](ServerBuilder::results_in_order) is set.
+//!
 //! # Tasks that are not like all others
 //!
-//! [`TaskOptions`] say which task worker runs a task, with what priority, until when, how much later, and how often it
-//! is tried. [`with`](Connection::with) takes them before any way of submitting. A running task sees them as
-//! [`attempt`](TaskInfo::attempt) and [`expired`](TaskInfo::expired), and learns from
-//! [`cancelled`](TaskInfo::cancelled) that nobody waits for it any more, because of a [`cancel`](Connection::cancel),
-//! say.
+//! [`TaskOptions`] say which task worker runs a task, or that all of one [key](TaskOptions::key) run in order; with what
+//! priority, until when, how much later, and how often it is tried. [`with`](Connection::with) takes them before any way
+//! of submitting. A running task sees them as [`attempt`](TaskInfo::attempt) and [`expired`](TaskInfo::expired), and learns
+//! from [`cancelled`](TaskInfo::cancelled) that nobody waits for it any more, because of a
+//! [`cancel`](Connection::cancel), say.
 //!
 //! A task can give [results before its last](TaskInfo::finish), say [how far it has come](TaskInfo::progress), submit
 //! [further tasks](TaskInfo::task), and [give its reply away](TaskInfo::finish_later) to whatever will know the result.
@@ -137,12 +208,42 @@
 //! # Waiting
 //!
 //! Where an answer cannot go on without a result, [`task_wait`](Connection::task_wait) blocks the connection's own
-//! worker, and nobody else's. [`task_wait_multi`](Connection::task_wait_multi) waits for several, with one deadline.
+//! worker, and nobody else's. [`task_wait_multi`](Connection::task_wait_multi) waits for several, with one deadline, and
+//! has a place for each result.
 //!
-//! # Without a socket
+//! ```
+//! use std::time::Duration;
 //!
-//! A [`TaskPool`] is the back room alone, for a program that has a loop of its own: each thread takes a [`Submitter`],
-//! and its finish closures run when it calls [`run_finished`](Submitter::run_finished).
+//! use backroom::Server;
+//!
+//! # use std::io::{Read, Write};
+//! # fn main() -> anyhow::Result<()> {
+//! let server = Server::builder()
+//!     .on_task(|_cx, part: &'static str| Ok(format!("<{part}>")))
+//!     .on_receive(|conn, _request| {
+//!         let parts = conn.task_wait_multi(vec!["head", "body"], Duration::from_secs(5));
+//!         for part in parts {
+//!             match part {
+//!                 Ok(part) => conn.send(part)?,
+//!                 Err(why) => conn.send(format!("(left out: {why})"))?,
+//!             }
+//!         }
+//!         conn.close();
+//!         Ok(())
+//!     })
+//!     .bind("127.0.0.1:0")?;
+//! # let (addr, handle) = (server.local_addr(), server.handle());
+//! # let running = std::thread::spawn(|| server.run());
+//! # let mut client = std::net::TcpStream::connect(addr)?;
+//! # client.write_all(b"?")?;
+//! # let mut answer = String::new();
+//! # client.read_to_string(&mut answer)?;
+//! # assert_eq!(answer, "<head><body>");
+//! # handle.shutdown(Duration::from_secs(10));
+//! # running.join().unwrap()?;
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Where clients come in
 //!
@@ -171,13 +272,15 @@
 //!
 //! # Sending, and reaching other connections
 //!
-//! A callback [sends](Connection::send) to its own client; tasks and other threads send [by id](ServerHandle::send), or
-//! to [all at once](ServerHandle::broadcast). [`Remote::with_connection`] runs a closure on the worker of another
+//! A callback [sends](Connection::send) to its own client; tasks and other threads send [by id](ServerHandle::send), to
+//! [several](ServerHandle::multicast), or to [all at once](ServerHandle::broadcast).
+//! [`Remote::with_connection`] runs a closure on the worker of another
 //! connection, where its session is. [`ServerHandle::connections`] lists them, and
 //! [`connections_of`](ServerHandle::connections_of) finds those that are [bound](Connection::bind) to a user.
-//! [`after`](Connection::after) and [`every`](Connection::every) run closures later.
+//! [`after`](Connection::after) and [`every`](Connection::every) run closures later. `examples/chat.rs` is a chat made of
+//! these.
 //!
-//! # Full queues and slow clients
+//! # Limits
 //!
 //! [`task`](Connection::task) never blocks. When as many tasks wait as
 //! [`queue_capacity`](ServerBuilder::queue_capacity) allows, the connection that submitted is no longer read until half
@@ -190,6 +293,39 @@
 //! closes its connection and no other; [`on_close`](ServerBuilder::on_close) is told which. docs/LIMITS.md has all limits
 //! in one table.
 //!
+//! ```
+//! use std::time::Duration;
+//!
+//! use backroom::{CloseReason, Framing, Limits, Server};
+//!
+//! # use std::io::{Read, Write};
+//! # fn main() -> anyhow::Result<()> {
+//! # let (told, reasons) = std::sync::mpsc::channel();
+//! let server = Server::builder::<(), ()>()
+//!     .queue_capacity(1_000)
+//!     .max_connections(500)
+//!     .framing(Framing::lines())
+//!     .limits(Limits::new().max_frame(16).idle_timeout(Duration::from_secs(60)))
+//!     .on_receive(|conn, _line| Ok(conn.send("thank you\n")?))
+//!     .on_task(|_cx, ()| Ok(()))
+//!     .on_close(move |conn, reason| {
+//!         if let CloseReason::FrameTooLong(most) = reason {
+//!             println!("{} has sent more than {most} bytes without an end", conn.peer_addr());
+//!         }
+//! #       told.send(reason.to_string())?;
+//!         Ok(())
+//!     })
+//!     .bind("127.0.0.1:0")?;
+//! # let (addr, handle) = (server.local_addr(), server.handle());
+//! # let running = std::thread::spawn(|| server.run());
+//! # std::net::TcpStream::connect(addr)?.write_all(&[b'x'; 100])?;
+//! # assert!(reasons.recv()?.contains("16"));
+//! # handle.shutdown(Duration::from_secs(10));
+//! # running.join().unwrap()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Shutdown
 //!
 //! [`ServerHandle::shutdown`] begins it, from any thread and any callback: accept no more, read no more, finish what is
@@ -198,11 +334,78 @@
 //! killed, so a task that never returns keeps its thread. The library installs no signal handler;
 //! `examples/task_server.rs` shows how a program connects its own.
 //!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::TcpStream;
+//! use std::time::Duration;
+//!
+//! use backroom::Server;
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let server = Server::builder()
+//!     .on_receive(|conn, data| {
+//!         conn.task(data.to_vec())?;
+//!         conn.server().shutdown(Duration::from_secs(10)); // while the task is in flight
+//!         Ok(())
+//!     })
+//!     .on_task(|_cx, data| Ok(data.to_ascii_uppercase()))
+//!     .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
+//!     .bind("127.0.0.1:0")?;
+//!
+//! let addr = server.local_addr();
+//! let running = std::thread::spawn(|| server.run());
+//! let mut client = TcpStream::connect(addr)?;
+//! client.write_all(b"the last request")?;
+//! let mut answer = String::new();
+//! client.read_to_string(&mut answer)?;
+//! assert_eq!(answer, "THE LAST REQUEST");
+//!
+//! let report = running.join().unwrap()?;
+//! assert_eq!((report.tasks.done, report.tasks.abandoned), (1, 0));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The pool alone
+//!
+//! A [`TaskPool`] is the back room without a socket, for a program that has a loop of its own: the same queue, task
+//! workers, outcomes and finish closures. Each thread takes a [`Submitter`], and its finish closures run when it calls
+//! [`run_finished`](Submitter::run_finished).
+//!
+//! ```
+//! use std::cell::Cell;
+//! use std::rc::Rc;
+//! use std::time::Duration;
+//!
+//! use backroom::TaskPool;
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let pool = TaskPool::builder().task_worker_num(2).on_task(|_cx, text: String| Ok(text.len())).build()?;
+//! let mut submitter = pool.submitter();
+//!
+//! let sum = Rc::new(Cell::new(0)); // stays on this thread
+//! for word in ["front", "of", "house"] {
+//!     let sum = Rc::clone(&sum);
+//!     submitter.task_then(word.to_owned(), move |_submitter, done| {
+//!         sum.set(sum.get() + done.into_result()?);
+//!         Ok(())
+//!     })?;
+//! }
+//! while submitter.tasks_in_flight() > 0 {
+//!     submitter.run_finished_for(Duration::from_millis(100)); // the program's own loop
+//! }
+//! assert_eq!(sum.get(), 12);
+//! assert_eq!(pool.shutdown(Duration::from_secs(10)).tasks.done, 3);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What goes on inside
 //!
 //! [`ServerHandle::stats`] has counters that add up, and says who is idle, what waits and for how long;
 //! [`task_times`](ServerBuilder::task_times) adds histograms. An [`Observer`] is told of each event. For those who know
-//! Swoole, docs/FROM_SWOOLE.md says what became of each of its functions and settings.
+//! Swoole, docs/FROM_SWOOLE.md says what became of each of its functions and settings. docs/RELIABILITY.md says what can go
+//! wrong and what is promised then, and docs/WHEN_TO_USE.md who should use this, who should not, and what it costs.
 //!
 //! # Panics
 //!

@@ -66,8 +66,8 @@ fn what_one_says_all_in_the_room_read_and_nobody_else() {
     assert_eq!(bob.line(), "ann: does anybody listen?");
     assert_eq!(eve.ask("alone at last"), "eve: alone at last");
     assert_eq!(ann.ask("/who"), "* in lobby: ann, bob");
-    assert_eq!(ann.ask("/rooms"), "* kitchen: 1");
-    assert_eq!(ann.line(), "* lobby: 2");
+    assert_eq!(ann.ask("/rooms"), "* lobby: 2");
+    assert_eq!(ann.line(), "* kitchen: 1");
     assert_eq!(bob.ask("/quit"), "* Goodbye.");
     assert_eq!(bob.rest(), "");
     assert_eq!(ann.line(), "* bob leaves");
@@ -84,6 +84,36 @@ fn who_enters_is_shown_what_was_said_last() {
     let greeting = late.reads("enters");
     assert!(greeting[0].starts_with("* Welcome, guest-"), "{greeting:?}");
     assert_eq!(greeting[1..5], ["* You are in lobby with ann.", "* Said before you came:", "ann: two", "ann: three"]);
+}
+
+#[test]
+fn who_enters_a_room_where_much_was_said_is_shown_the_end_of_it() {
+    let chat = Chat::open(&["--history", "1000", "--max-outbox", "60000"]);
+    let mut ann = chat.guest("ann");
+    for number in 0..50 {
+        let long = format!("{number} {}", "x".repeat(2000));
+        assert_eq!(ann.ask(&long), format!("ann: {long}"));
+    }
+    let mut late = Client::connect(chat.addr);
+    let greeting = late.reads("enters");
+    let said: Vec<&String> = greeting.iter().filter(|line| line.starts_with("ann: ")).collect();
+    assert!((10..20).contains(&said.len()) && said.last().unwrap().starts_with("ann: 49 "), "{} lines", said.len());
+}
+
+#[test]
+fn who_leaves_is_sent_all_that_was_said_before_though_others_speak_on() {
+    let chat = Chat::open(&["--history", "0"]);
+    let mut ann = chat.guest("ann");
+    let mut slow = slow_client(chat.addr);
+    slow.send("/nick slow\n");
+    ann.reads("is now slow");
+    let said = |number: usize| format!("{number} {}", "x".repeat(2000));
+    (0..50).for_each(|number| assert_eq!(ann.ask(&said(number)), format!("ann: {}", said(number))));
+    slow.send("/quit\n");
+    // What is said meanwhile finds it closing, which is no reason to cut it off.
+    while !ann.ask("anybody?").ends_with("leaves") {}
+    let rest = slow.rest();
+    assert!(rest.contains(&said(49)) && rest.ends_with("* Goodbye.\n"), "{} bytes", rest.len());
 }
 
 #[test]
@@ -118,6 +148,9 @@ fn nothing_that_one_says_does_anything_to_the_terminals_of_others() {
     assert_eq!(ann.line(), "eve: [2Jclear]0;title");
     eve.send(b"\xff\xfe \xc2\x9b31m\n");
     assert_eq!(ann.line(), "eve: \u{fffd}\u{fffd} 31m");
+    eve.send("left\u{202e}right\u{2028}below\n");
+    assert_eq!(ann.line(), "eve: leftrightbelow");
+    eve.reads("below");
     eve.send("\r\n   \n/nonsense\n");
     assert_eq!(eve.reads("lists them.").last().unwrap(), "* That is no command; /help lists them.");
     assert!(eve.ask("/help").starts_with("* /join ROOM"));
@@ -128,7 +161,7 @@ fn nothing_that_one_says_does_anything_to_the_terminals_of_others() {
 fn all_read_the_same_in_the_same_order_and_nobody_misses_anything_or_reads_it_twice() {
     const SPEAKERS: usize = 6;
     const LINES: usize = 150;
-    let chat = Chat::open(&["--history", "100000", "--max-outbox", "10000000"]);
+    let chat = Chat::open(&["--history", "100000"]);
     let mut witness = chat.guest("witness");
     let is_said = |line: &String| line.starts_with("s-");
     thread::scope(|scope| {

@@ -84,7 +84,7 @@ fn a_broadcast_reaches_all_whole_and_in_order_beside_a_client_that_reads_nothing
     );
     assert!(broadcasts.iter().all(|broadcast| broadcast.sent >= CLIENTS), "{broadcasts:?}");
     let last = broadcasts.last().unwrap();
-    assert_eq!((last.sent, &last.refused), (CLIENTS, &vec![deaf.id]));
+    assert_eq!((last.sent, &last.refused), (CLIENTS, &vec![(deaf.id, SendError::OutboxFull)]));
 
     // What the deaf one was sent has gaps, but what there is is whole.
     assert!(house.handle().close(deaf.id));
@@ -129,7 +129,7 @@ fn a_broadcast_goes_only_to_those_that_are_wanted_and_counts_those_that_close() 
     let gate = guests[0].keep_busy();
     assert!(house.handle().close(guests[0].id));
     let told = house.handle().broadcast("for all\n");
-    assert_eq!((told.sent, told.refused), (2, vec![guests[0].id]));
+    assert_eq!((told.sent, told.refused), (2, vec![(guests[0].id, SendError::Closed)]));
     gate.open();
     for (guest, heard) in guests.iter_mut().zip(["for ann\n", "for ann\nfor all\n", "for all\n"]) {
         house.handle().close(guest.id);
@@ -150,7 +150,7 @@ fn a_multicast_goes_to_those_that_are_named_and_says_who_could_not_be_sent_to() 
     drop(gone);
     house.closed();
     let told = house.handle().multicast([ann.id, gone_id, eve.id], "for two\n");
-    assert_eq!((told.sent, told.refused), (2, vec![gone_id]));
+    assert_eq!((told.sent, told.refused), (2, vec![(gone_id, SendError::Closed)]));
     assert_eq!([&mut ann, &mut eve].map(|guest| guest.client.line()), ["for two"; 2]);
 
     let members = [ann.id, deaf.id, eve.id];
@@ -159,7 +159,7 @@ fn a_multicast_goes_to_those_that_are_named_and_says_who_could_not_be_sent_to() 
         let told = house.handle().multicast(members, format!("{long}\n"));
         assert_eq!([&mut ann, &mut eve].map(|guest| guest.client.line()), [long.as_str(); 2]);
         assert_eq!(told.sent + told.refused.len(), 3);
-        told.refused == [deaf.id]
+        told.refused == [(deaf.id, SendError::OutboxFull)]
     });
     house.handle().send(bob.id, "for bob\n").unwrap();
     assert_eq!(bob.client.line(), "for bob", "he was sent nothing before");
@@ -524,7 +524,7 @@ fn an_outbox_takes_a_message_whole_or_not_at_all_from_its_connection_and_from_th
     let gate = guest.keep_busy();
     fill(|bytes| house.handle().send(guest.id, bytes));
     let told = house.handle().broadcast("!");
-    assert_eq!((told.sent, told.refused), (0, vec![guest.id]));
+    assert_eq!((told.sent, told.refused), (0, vec![(guest.id, SendError::OutboxFull)]));
     gate.open();
     assert_eq!(guest.client.bytes(LIMIT), whole);
 

@@ -4,12 +4,15 @@
 //! Each server runs in a process of its own, so that its processor time and memory can be told apart from the
 //! load's; each is warm and idle while another is measured.
 
+mod plot;
 mod rivals;
 #[path = "../shared/mod.rs"]
 mod shared;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use plot::Panel;
 use shared::load::{self, Shape};
 use shared::process::{ServerProcess, raise_file_limit};
 use shared::report::{Measured, Table, median};
@@ -32,6 +35,7 @@ struct Options {
     only: Option<String>,
     shape: Option<String>,
     idle: bool,
+    plot: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -52,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         std::thread::available_parallelism()?
     );
     let servers = names.iter().map(|name| ServerProcess::start(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut panels = Vec::new();
     for shape in SHAPES {
         if options.shape.as_ref().is_some_and(|only| *only != shape.to_string()) {
             continue;
@@ -66,6 +71,10 @@ fn main() -> anyhow::Result<()> {
         }
         println!("\n{shape}: connections × requests in flight on each");
         table.print();
+        panels.push(Panel { shape, rates: names.iter().copied().zip(table.rates()).collect() });
+    }
+    if let Some(path) = &options.plot {
+        plot::draw(path, &panels)?;
     }
     drop(servers);
     if options.idle && files.is_some_and(|files| files < FILES_FOR_IDLE) {
@@ -111,7 +120,8 @@ fn measure_idle(name: &str, rounds: usize, time: Duration) -> anyhow::Result<()>
 }
 
 fn parse(args: &[String]) -> anyhow::Result<Options> {
-    let mut options = Options { rounds: 5, time: Duration::from_secs(2), only: None, shape: None, idle: true };
+    let mut options =
+        Options { rounds: 5, time: Duration::from_secs(2), only: None, shape: None, idle: true, plot: None };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| anyhow::anyhow!("{arg} needs a value"));
@@ -120,9 +130,12 @@ fn parse(args: &[String]) -> anyhow::Result<Options> {
             "--seconds" => options.time = Duration::from_secs_f64(value()?.parse()?),
             "--only" => options.only = Some(value()?.clone()),
             "--shape" => options.shape = Some(value()?.clone()),
+            "--plot" => options.plot = Some(value()?.into()),
             "--no-idle" => options.idle = false,
             "--bench" => {}
-            _ => anyhow::bail!("options: --rounds N, --seconds S, --only NAME, --shape 8x16, --no-idle"),
+            _ => {
+                anyhow::bail!("options: --rounds N, --seconds S, --only NAME, --shape 8x16, --no-idle, --plot FILE.svg")
+            }
         }
     }
     Ok(options)

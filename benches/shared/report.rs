@@ -37,6 +37,13 @@ impl Measured {
     }
 }
 
+/// Of several rounds.
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) least: f64,
+    pub(crate) most: f64,
+}
+
 /// A figure's name, how to get it, and with how many digits to print it.
 type Figure = (&'static str, fn(&Measured) -> f64, usize);
 
@@ -70,9 +77,7 @@ impl Table<'_> {
         for (figure, get, digits) in FIGURES {
             print!("{figure:<24}");
             for rounds in &self.rounds {
-                let mut values: Vec<f64> = rounds.iter().map(get).collect();
-                let median = median(&mut values);
-                let (least, most) = (values[0], values[values.len() - 1]);
+                let Spread { median, least, most } = spread(rounds, get);
                 print!("{:>34}", format!("{median:.digits$} ({least:.digits$}–{most:.digits$})"));
             }
             println!();
@@ -84,12 +89,23 @@ impl Table<'_> {
         }
     }
 
+    /// Requests per second of each server.
+    pub(crate) fn rates(&self) -> Vec<Spread> {
+        self.rounds.iter().map(|rounds| spread(rounds, |measured| measured.rate)).collect()
+    }
+
     /// Round by round, since two servers measured one after the other had the same neighbours on the machine.
     fn ratio(&self, column: usize, get: fn(&Measured) -> f64) -> f64 {
         let mut ratios: Vec<f64> =
             self.rounds[0].iter().zip(&self.rounds[column]).map(|(ours, theirs)| get(ours) / get(theirs)).collect();
         median(&mut ratios)
     }
+}
+
+fn spread(rounds: &[Measured], get: fn(&Measured) -> f64) -> Spread {
+    let mut values: Vec<f64> = rounds.iter().map(get).collect();
+    let median = median(&mut values);
+    Spread { median, least: values[0], most: values[values.len() - 1] }
 }
 
 /// Sorts the values and returns the middle one.

@@ -1,22 +1,33 @@
 //! What has become of each mail, and who watches that.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::OnceLock;
 
-use backroom::{Connection, SendError, ServerHandle, TaskId};
+use backroom::{Connection, Observer, OutcomeKind, SendError, ServerHandle, TaskId};
 use parking_lot::Mutex;
 use serde::Serialize;
 
 /// The user that connections are bound to which watch.
 const WATCHERS: &str = "watchers";
-/// So many mails that are sent, or have failed, are shown.
-const ENDED_SHOWN: usize = 100;
+/// So many may, since whoever posts a mail tells them all.
+const MOST_WATCHERS: usize = 200;
+/// So many mails are shown, the latest.
+const SHOWN: usize = 200;
+/// So many that are sent, or have failed, are remembered.
+const ENDED_KEPT: usize = 100;
 
+/// Told by the tasks what they do, and by the library how each has ended: a panic and a shutdown are ends as well.
 #[derive(Default)]
-pub(crate) struct Board(Mutex<Mails>);
+pub(crate) struct Board {
+    mails: Mutex<Mails>,
+    server: OnceLock<ServerHandle>,
+}
 
 #[derive(Default)]
 struct Mails {
     mails: BTreeMap<u64, Mail>,
+    /// Of those that have not ended.
+    numbers: HashMap<TaskId, u64>,
     ended: VecDeque<u64>,
     /// The number of the latest.
     last: u64,
@@ -38,7 +49,7 @@ struct Mail {
 
 #[derive(Clone, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub(crate) enum State {
+enum State {
     Queued,
     Sending {
         attempt: u32,
@@ -54,7 +65,7 @@ pub(crate) enum State {
     },
 }
 
-/// What watchers are sent: some mails, all of them at first, and how many have begun.
+/// What watchers are sent: some mails, the latest of them at first, and how many have begun.
 #[derive(Serialize)]
 struct Event<'a> {
     mails: Vec<&'a Mail>,
@@ -69,72 +80,107 @@ pub(crate) struct Receipt {
     ahead: u64,
 }
 
-pub(crate) fn to_json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("text and numbers can be written as JSON")
-}
-
 impl Board {
+    /// Watchers are sent to by this server from now on.
+    pub(crate) fn open(&self, server: &ServerHandle) {
+        let _ = self.server.set(server.clone());
+    }
+
     /// Adds a mail if `submit`, which is given its number, has it accepted.
     pub(crate) fn add<E>(
         &self,
-        server: &ServerHandle,
         to: String,
         subject: String,
         submit: impl FnOnce(u64) -> Result<TaskId, E>,
     ) -> Result<Receipt, E> {
         // Held meanwhile, so that the task finds the mail here however soon it begins.
-        let mut mails = self.0.lock();
+        let mut mails = self.mails.lock();
         let number = mails.last + 1;
-        let task = submit(number)?.to_string();
+        let id = submit(number)?;
+        let task = id.to_string();
         mails.last = number;
+        mails.numbers.insert(id, number);
         mails.mails.insert(number, Mail { number, task: task.clone(), to, subject, state: State::Queued });
-        mails.publish(server, number);
+        self.publish(&mails, number);
         Ok(Receipt { task, number, ahead: number - mails.begun - 1 })
     }
 
-    pub(crate) fn set(&self, server: &ServerHandle, number: u64, state: State) {
-        let mut mails = self.0.lock();
-        if matches!(state, State::Sending { attempt: 1 }) {
-            mails.begun += 1;
-        }
-        let has_ended = matches!(state, State::Sent | State::Failed { .. });
-        if let Some(mail) = mails.mails.get_mut(&number) {
-            mail.state = state;
-        }
-        mails.publish(server, number);
-        if has_ended {
-            mails.forget_old(number);
+    pub(crate) fn attempt_begins(&self, number: u64, attempt: u32) {
+        let mut mails = self.mails.lock();
+        mails.begun += u64::from(attempt == 1);
+        mails.set(number, State::Sending { attempt });
+        self.publish(&mails, number);
+    }
+
+    /// Why, which is shown at once if there `is_another` to come, and with the end otherwise.
+    pub(crate) fn attempt_failed(&self, number: u64, attempt: u32, why: String, is_another: bool) {
+        let mut mails = self.mails.lock();
+        mails.set(number, State::Waiting { attempt, why });
+        if is_another {
+            self.publish(&mails, number);
         }
     }
 
-    /// Sends `head` and all that is known, and from then on what changes.
+    /// Sends `head` and what is known, and from then on what changes; `false` if too many watch already.
     pub(crate) fn watch<T: 'static, R: 'static, S: 'static>(
         &self,
         conn: &mut Connection<T, R, S>,
         head: &[u8],
-    ) -> Result<(), SendError> {
+    ) -> Result<bool, SendError> {
         // Nothing changes between the two.
-        let mails = self.0.lock();
-        conn.send([head, mails.event(mails.mails.values()).as_bytes()].concat())?;
+        let mails = self.mails.lock();
+        if conn.server().connections_of(WATCHERS).len() >= MOST_WATCHERS {
+            return Ok(false);
+        }
+        conn.send([head, mails.event(mails.latest()).as_bytes()].concat())?;
         conn.bind(WATCHERS);
-        Ok(())
+        Ok(true)
     }
 
-    /// All that is known, as JSON.
+    /// What is known, as JSON.
     pub(crate) fn to_json(&self) -> String {
-        let mails = self.0.lock();
-        mails.json(mails.mails.values())
+        let mails = self.mails.lock();
+        mails.json(mails.latest())
+    }
+
+    /// Tells all who watch of this mail. The lock is held, so that they are told everything in its order; sending does
+    /// not block. Who takes too little is dropped, and its browser comes back.
+    fn publish(&self, mails: &Mails, number: u64) {
+        let Some(server) = self.server.get() else { return };
+        let event = mails.event(mails.mails.get(&number));
+        for (id, why) in server.multicast(server.connections_of(WATCHERS), event).refused {
+            if why != SendError::Closed {
+                server.abort(id);
+            }
+        }
+    }
+}
+
+impl Observer for Board {
+    fn task_ended(&self, id: TaskId, how: OutcomeKind) {
+        let mut mails = self.mails.lock();
+        let Some(number) = mails.numbers.remove(&id) else { return };
+        let why = match (how, mails.mails.get(&number).map(|mail| &mail.state)) {
+            (OutcomeKind::Failed, Some(State::Waiting { why, .. })) => why.clone(),
+            (OutcomeKind::Panicked, _) => "the task panicked".to_owned(),
+            _ => "the server has shut down".to_owned(),
+        };
+        let end = if how == OutcomeKind::Done { State::Sent } else { State::Failed { why } };
+        mails.set(number, end);
+        self.publish(&mails, number);
+        mails.forget_old(number);
     }
 }
 
 impl Mails {
-    /// Tells all who watch of this mail. The lock is held, so that they are told everything in its order; nobody waits
-    /// for them, since sending does not block. Who takes too little is dropped, and its browser comes back.
-    fn publish(&self, server: &ServerHandle, number: u64) {
-        let event = self.event(self.mails.get(&number));
-        for slow in server.multicast(server.connections_of(WATCHERS), event).refused {
-            server.abort(slow);
+    fn set(&mut self, number: u64, state: State) {
+        if let Some(mail) = self.mails.get_mut(&number) {
+            mail.state = state;
         }
+    }
+
+    fn latest(&self) -> impl Iterator<Item = &Mail> {
+        self.mails.values().skip(self.mails.len().saturating_sub(SHOWN))
     }
 
     fn event<'a>(&self, mails: impl IntoIterator<Item = &'a Mail>) -> String {
@@ -142,15 +188,18 @@ impl Mails {
     }
 
     fn json<'a>(&self, mails: impl IntoIterator<Item = &'a Mail>) -> String {
-        let event = Event { mails: mails.into_iter().collect(), begun: self.begun };
-        to_json(&event)
+        to_json(&Event { mails: mails.into_iter().collect(), begun: self.begun })
     }
 
     fn forget_old(&mut self, ended: u64) {
         self.ended.push_back(ended);
-        let forgotten = self.ended.len().saturating_sub(ENDED_SHOWN);
+        let forgotten = self.ended.len().saturating_sub(ENDED_KEPT);
         for oldest in self.ended.drain(..forgotten) {
             self.mails.remove(&oldest);
         }
     }
+}
+
+pub(crate) fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("text and numbers can be written as JSON")
 }

@@ -36,7 +36,8 @@ impl Form {
             match &*name {
                 "to" => form.to = value.trim().to_owned(),
                 "subject" => form.subject = value.trim().to_owned(),
-                "text" => form.text = value.into_owned(),
+                // Browsers send the ends of lines as CRLF; the longest text is counted as they show it.
+                "text" => form.text = value.replace("\r\n", "\n"),
                 _ => {}
             }
         }

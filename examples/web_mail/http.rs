@@ -1,22 +1,26 @@
-//! HTTP/1.1: a [`Decoder`] whose frames are whole requests, the requests themselves, and the answers.
+//! HTTP/1.1: a [`Decoder`] whose frames are whole requests, and the requests themselves.
 //!
 //! What is no request is answered by the decoder, which then has the connection closed; RFC 9112 has the rules.
 
 use std::borrow::Cow;
-use std::fmt::Write;
-use std::time::SystemTime;
 
 use backroom::{Decoder, Frame, Malformed};
 use httparse::{Header, Status as Parsed};
 
+use crate::response::{Response, Status};
+
 /// A request line and the headers.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
-pub(crate) const MAX_BODY: usize = 64 * 1024;
+/// A form of the longest text there may be, each character of which takes up to twelve bytes in it.
+const MAX_BODY: usize = 256 * 1024;
 /// A body in chunks is longer than what it carries, but not by as much as one likes.
 const MAX_CHUNKED: usize = 2 * MAX_BODY;
+/// The size of a chunk, with what may be said about it.
+const MAX_CHUNK_LINE: usize = 256;
+const MAX_TRAILERS: usize = 1024;
 /// What the library must let pass for this to be the one who refuses.
-pub(crate) const MAX_FRAME: usize = MAX_HEAD + MAX_CHUNKED + 4096;
+pub(crate) const MAX_FRAME: usize = MAX_HEAD + MAX_CHUNKED + 64 * 1024;
 
 /// Cuts what a client sends into requests.
 ///
@@ -108,25 +112,22 @@ impl Chunks {
     fn end(&mut self, body: &[u8]) -> Result<Option<usize>, Status> {
         loop {
             let rest = &body[self.at..];
-            let Parsed::Complete((line, size)) = httparse::parse_chunk_size(rest).map_err(|_| Status::BadRequest)?
-            else {
-                return if body.len() > MAX_CHUNKED { Err(Status::TooLarge) } else { Ok(None) };
-            };
-            let size = usize::try_from(size).map_err(|_| Status::TooLarge)?;
-            if size.saturating_add(self.carried) > MAX_BODY || self.at > MAX_CHUNKED {
-                return Err(Status::TooLarge);
-            }
+            let Some((line, size)) = chunk_line(rest)? else { return Ok(None) };
             if size == 0 {
                 let mut trailers = [httparse::EMPTY_HEADER; MAX_HEADERS];
                 return match httparse::parse_headers(&rest[line..], &mut trailers).map_err(Status::of)? {
                     Parsed::Complete((trailers, _)) => Ok(Some(self.at + line + trailers)),
-                    Parsed::Partial if rest.len() > MAX_HEAD => Err(Status::HeadersTooLarge),
+                    Parsed::Partial if rest.len() > line + MAX_TRAILERS => Err(Status::HeadersTooLarge),
                     Parsed::Partial => Ok(None),
                 };
             }
-            match rest.get(line + size..line + size + 2) {
+            let end = line.saturating_add(size).saturating_add(2);
+            if size.saturating_add(self.carried) > MAX_BODY || end.saturating_add(self.at) > MAX_CHUNKED {
+                return Err(Status::TooLarge);
+            }
+            match rest.get(end - 2..end) {
                 Some(b"\r\n") => {
-                    self.at += line + size + 2;
+                    self.at += end;
                     self.carried += size;
                 }
                 Some(_) => return Err(Status::BadRequest),
@@ -145,6 +146,24 @@ impl Chunks {
             rest = &rest[end + 2..];
         }
         joined
+    }
+}
+
+/// How long the line of a chunk is, and how long the chunk that follows. Stricter than the parser, which takes a line
+/// without a number for the last, and the end of a line within what is said about a chunk.
+fn chunk_line(rest: &[u8]) -> Result<Option<(usize, usize)>, Status> {
+    let Some(end) = rest.iter().take(MAX_CHUNK_LINE).position(|byte| *byte == b'\n') else {
+        return if rest.len() < MAX_CHUNK_LINE { Ok(None) } else { Err(Status::BadRequest) };
+    };
+    let line = &rest[..=end];
+    if !line[0].is_ascii_hexdigit() || !line.ends_with(b"\r\n") {
+        return Err(Status::BadRequest);
+    }
+    match httparse::parse_chunk_size(line) {
+        Ok(Parsed::Complete((length, size))) if length == line.len() => {
+            Ok(Some((length, usize::try_from(size).map_err(|_| Status::TooLarge)?)))
+        }
+        _ => Err(Status::BadRequest),
     }
 }
 
@@ -228,6 +247,8 @@ pub(crate) struct Request<'a> {
     /// Whether the body is to come, once it is asked for.
     pub(crate) asks: bool,
     pub(crate) keeps_alive: bool,
+    /// Whether it is of HTTP/1.1, and not 1.0.
+    pub(crate) is_1_1: bool,
     headers: Vec<Header<'a>>,
 }
 
@@ -237,16 +258,17 @@ impl<'a> Request<'a> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let head = Head::parse(frame, &mut headers)?.ok_or(Status::BadRequest)?;
         let rest = &frame[head.len..];
-        let body = match head.body()? {
-            Body::Length(_) => Cow::Borrowed(rest),
-            Body::Chunked(_) => Cow::Owned(Chunks::joined(rest)),
+        let (body, has_body) = match head.body()? {
+            Body::Length(length) => (Cow::Borrowed(rest), length > 0),
+            Body::Chunked(_) => (Cow::Owned(Chunks::joined(rest)), true),
         };
         Ok(Request {
             method: head.method,
-            path: head.target.split('?').next().unwrap_or_default(),
+            path: path_of(head.target),
             body,
-            asks: rest.is_empty() && head.asks() && !matches!(head.body()?, Body::Length(0)),
+            asks: has_body && rest.is_empty() && head.asks(),
             keeps_alive: head.keeps_alive(),
+            is_1_1: head.is_1_1,
             headers: head.headers.to_vec(),
         })
     }
@@ -258,113 +280,11 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What is said before an answer that one has to wait for.
-pub(crate) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
-    Ok = 200,
-    Accepted = 202,
-    BadRequest = 400,
-    Forbidden = 403,
-    NotFound = 404,
-    MethodNotAllowed = 405,
-    TooLarge = 413,
-    UnsupportedMediaType = 415,
-    Unprocessable = 422,
-    HeadersTooLarge = 431,
-    NotImplemented = 501,
-    Unavailable = 503,
-    VersionNotSupported = 505,
-}
-
-impl Status {
-    fn of(error: httparse::Error) -> Status {
-        match error {
-            httparse::Error::TooManyHeaders => Status::HeadersTooLarge,
-            httparse::Error::Version => Status::VersionNotSupported,
-            _ => Status::BadRequest,
-        }
-    }
-
-    fn reason(self) -> &'static str {
-        match self {
-            Status::Ok => "OK",
-            Status::Accepted => "Accepted",
-            Status::BadRequest => "Bad Request",
-            Status::Forbidden => "Forbidden",
-            Status::NotFound => "Not Found",
-            Status::MethodNotAllowed => "Method Not Allowed",
-            Status::TooLarge => "Content Too Large",
-            Status::UnsupportedMediaType => "Unsupported Media Type",
-            Status::Unprocessable => "Unprocessable Content",
-            Status::HeadersTooLarge => "Request Header Fields Too Large",
-            Status::NotImplemented => "Not Implemented",
-            Status::Unavailable => "Service Unavailable",
-            Status::VersionNotSupported => "HTTP Version Not Supported",
-        }
-    }
-}
-
-/// An answer.
-pub(crate) struct Response {
-    status: Status,
-    headers: Vec<(&'static str, Cow<'static, str>)>,
-    /// `None` for one without end.
-    body: Option<Cow<'static, [u8]>>,
-    closes: bool,
-}
-
-impl Response {
-    pub(crate) fn new(status: Status, kind: &'static str, body: impl Into<Cow<'static, [u8]>>) -> Response {
-        let headers = vec![("Content-Type", kind.into())];
-        Response { status, headers, body: Some(body.into()), closes: false }
-    }
-
-    /// A short text that says what is wrong.
-    pub(crate) fn error(status: Status) -> Response {
-        let text = format!("{} {}\n", status as u16, status.reason());
-        Response::new(status, "text/plain; charset=utf-8", text.into_bytes())
-    }
-
-    /// One whose body follows, until the connection ends.
-    pub(crate) fn stream(kind: &'static str) -> Response {
-        Response { status: Status::Ok, headers: vec![("Content-Type", kind.into())], body: None, closes: true }
-    }
-
-    pub(crate) fn header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Response {
-        self.headers.push((name, value.into()));
-        self
-    }
-
-    /// The connection closes after it.
-    pub(crate) fn closing(mut self) -> Response {
-        self.closes = true;
-        self
-    }
-
-    pub(crate) fn closes(&self) -> bool {
-        self.closes
-    }
-
-    /// As it is sent; to a HEAD request without the body.
-    pub(crate) fn to_bytes(&self, is_head: bool) -> Vec<u8> {
-        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status as u16, self.status.reason());
-        let _ = write!(head, "Date: {}\r\n", httpdate::fmt_http_date(SystemTime::now()));
-        for (name, value) in &self.headers {
-            let _ = write!(head, "{name}: {value}\r\n");
-        }
-        if let Some(body) = &self.body {
-            let _ = write!(head, "Content-Length: {}\r\n", body.len());
-        }
-        if self.closes {
-            head.push_str("Connection: close\r\n");
-        }
-        head.push_str("X-Content-Type-Options: nosniff\r\n\r\n");
-        let mut bytes = head.into_bytes();
-        if let (Some(body), false) = (&self.body, is_head) {
-            bytes.extend_from_slice(body);
-        }
-        bytes
+/// Without the query, and without what a proxy would be told.
+fn path_of(target: &str) -> &str {
+    let target = target.split('?').next().unwrap_or_default();
+    match target.strip_prefix("http://") {
+        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+        None => target,
     }
 }

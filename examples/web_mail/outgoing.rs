@@ -6,11 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use backroom::ServerHandle;
 use lettre::transport::smtp::{self, PoolConfig};
 use lettre::{FileTransport, Message, SmtpTransport, Transport};
-
-use crate::board::{Board, State};
 
 /// A task: a mail to be sent. Attempts share the message, and so its id.
 #[derive(Clone)]
@@ -37,8 +34,9 @@ impl Outgoing {
     pub(crate) fn open(to: &Where) -> anyhow::Result<Outgoing> {
         match to {
             Where::Smtp(url) => {
+                // There may be a password in it, so no error shows it.
                 let one = PoolConfig::new().max_size(1);
-                let builder = SmtpTransport::from_url(url).with_context(|| format!("--smtp {url}"))?;
+                let builder = SmtpTransport::from_url(url).context("--smtp")?;
                 Ok(Outgoing::Smtp(builder.pool_config(one).timeout(Some(SMTP_TIMEOUT)).build()))
             }
             Where::Folder(path) => {
@@ -57,32 +55,8 @@ impl Outgoing {
     }
 }
 
-/// Whether it may go well another time: not where the server has refused the mail for good.
+/// Whether it may go well another time: not where the server has refused the mail for good, nor where it can do less than
+/// the mail asks for.
 pub(crate) fn is_passing(error: &anyhow::Error) -> bool {
-    !error.downcast_ref::<smtp::Error>().is_some_and(smtp::Error::is_permanent)
-}
-
-/// One attempt, which the board is told the end of, whatever that is.
-pub(crate) struct Attempt<'a> {
-    board: &'a Board,
-    server: &'a ServerHandle,
-    number: u64,
-    end: State,
-}
-
-impl<'a> Attempt<'a> {
-    pub(crate) fn begin(board: &'a Board, server: &'a ServerHandle, number: u64, attempt: u32) -> Attempt<'a> {
-        board.set(server, number, State::Sending { attempt });
-        Attempt { board, server, number, end: State::Failed { why: "the task panicked".to_owned() } }
-    }
-
-    pub(crate) fn ends(mut self, end: State) {
-        self.end = end;
-    }
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        self.board.set(self.server, self.number, self.end.clone());
-    }
+    !error.downcast_ref::<smtp::Error>().is_some_and(|error| error.is_permanent() || error.is_client())
 }

@@ -29,11 +29,19 @@ function element(kind, name) {
   return made;
 }
 
+/** So many rows, as the server sends at first; those that came first go first. */
+const most = 200;
+
 function rowOf(mail) {
   const row = document.createElement("li");
+  row.dataset.number = mail.number;
   row.append(element("span", "subject"), element("span", "state"), element("span", "to"), element("span", "id"));
   row.append(element("span", "why"));
   list.prepend(row);
+  while (list.children.length > most) {
+    mails.delete(Number(list.lastChild.dataset.number));
+    list.lastChild.remove();
+  }
   return row;
 }
 

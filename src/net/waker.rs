@@ -29,10 +29,13 @@ impl Waker {
     }
 
     /// The same for a caller that has put a full fence between its push and this.
-    pub(crate) fn wake_fenced(&self) {
-        if self.asleep.take() {
+    /// Whether it slept.
+    pub(crate) fn wake_fenced(&self) -> bool {
+        let slept = self.asleep.take();
+        if slept {
             self.interrupt();
         }
+        slept
     }
 
     /// Ends the sleeper's next `poll`, marked asleep or not.

@@ -87,7 +87,9 @@ pub struct PoolReport {
 struct OnTheChannel;
 
 impl Wake for OnTheChannel {
-    fn wake(&self) {}
+    fn wake(&self) -> bool {
+        false
+    }
 }
 
 impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {

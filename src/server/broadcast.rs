@@ -7,6 +7,7 @@ use std::thread;
 use super::buffered::BufferedByAll;
 use super::connection_info::ConnectionId;
 use super::registry::Entry;
+use crate::error::SendError;
 use crate::net::SharedBytes;
 
 /// How far a [broadcast](crate::ServerHandle::broadcast) came.
@@ -15,9 +16,9 @@ use crate::net::SharedBytes;
 pub struct Broadcast {
     /// How many connections it was sent to.
     pub sent: usize,
-    /// The connections that it was not sent to: they have closed, so much waits for them already, or the message is
-    /// longer than their `max_outbox`. In no order.
-    pub refused: Vec<ConnectionId>,
+    /// The connections that it was not sent to, and why: they are closed or closing, so much waits for them already, or
+    /// the message is longer than their `max_outbox`. In no order.
+    pub refused: Vec<(ConnectionId, SendError)>,
 }
 
 /// For so many connections it pays to start one more thread: to send to an idle client is a system call that takes
@@ -53,7 +54,7 @@ impl Helpers {
         let send = || {
             let batches = std::iter::from_fn(|| entries.get(next.fetch_add(BATCH, Ordering::Relaxed)..));
             let entries = batches.take_while(|rest| !rest.is_empty()).flat_map(|rest| rest.iter().take(BATCH));
-            entries.filter(|entry| send_to(entry).is_err()).map(|entry| entry.id).collect::<Vec<_>>()
+            entries.filter_map(|entry| Some((entry.id, send_to(entry).err()?))).collect::<Vec<_>>()
         };
         let helpers = self.take((entries.len() / WORTH_A_THREAD).saturating_sub(1));
         let refused = thread::scope(|scope| {

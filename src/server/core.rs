@@ -142,7 +142,8 @@ impl Core {
 }
 
 impl Wake for Core {
-    fn wake(&self) {
+    fn wake(&self) -> bool {
         self.lifecycle.notify();
+        true
     }
 }

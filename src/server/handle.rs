@@ -188,7 +188,8 @@ impl ServerHandle {
         self.core.broadcast(&entries, bytes.as_ref())
     }
 
-    /// Sends `bytes` to these connections; otherwise as [`broadcast`](Self::broadcast).
+    /// Sends `bytes` to these connections, and twice to one that is named twice; otherwise as
+    /// [`broadcast`](Self::broadcast).
     ///
     /// ```
     /// # let server = backroom::Server::builder::<(), ()>()
@@ -196,17 +197,21 @@ impl ServerHandle {
     /// #     .on_task(|_cx, ()| Ok(()))
     /// #     .bind("127.0.0.1:0")?;
     /// # let handle = server.handle();
+    /// use backroom::SendError;
+    ///
     /// // To all connections of a user; and who is so slow that no more may wait for it, is dropped.
     /// let told = handle.multicast(handle.connections_of("ann"), "you have mail\n");
-    /// for slow in told.refused {
-    ///     handle.abort(slow);
+    /// for (id, why) in told.refused {
+    ///     if why == SendError::OutboxFull {
+    ///         handle.abort(id);
+    ///     }
     /// }
     /// # Ok::<(), backroom::BindError>(())
     /// ```
     pub fn multicast(&self, to: impl IntoIterator<Item = ConnectionId>, bytes: impl AsRef<[u8]>) -> Broadcast {
         let (open, closed) = self.core.registry.among(to);
         let mut told = self.core.broadcast(&open, bytes.as_ref());
-        told.refused.extend(closed);
+        told.refused.extend(closed.into_iter().map(|id| (id, SendError::Closed)));
         told
     }
 

@@ -196,8 +196,8 @@ impl Drop for Ending {
 }
 
 impl Wake for Waker {
-    fn wake(&self) {
-        self.wake_fenced();
+    fn wake(&self) -> bool {
+        self.wake_fenced()
     }
 }
 

@@ -43,8 +43,8 @@ use crate::sync;
 
 /// Rouses a thread that may be asleep.
 pub(crate) trait Wake: Send + Sync {
-    /// The caller has put a full fence between what it pushed and this call.
-    fn wake(&self);
+    /// Whether it slept. The caller has put a full fence between what it pushed and this call.
+    fn wake(&self) -> bool;
 }
 
 /// Somebody who has something to do before its thread blocks.

@@ -93,6 +93,8 @@ pub(crate) enum WhenFull {
     Refuse,
     /// At the queue's capacity, and at the cap in flight.
     RefuseAtCap,
+    /// The same, but though others wait for room: it was its turn.
+    RefuseInTurn,
 }
 
 /// Who defers may exceed its cap in flight so many times, in a callback that submits without end.
@@ -253,11 +255,12 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let queue_full = match when_full {
             WhenFull::Defer => waiting >= self.room.queue.hard_limit(),
             WhenFull::Refuse | WhenFull::RefuseAtCap => self.room.queue.is_full_at(waiting),
+            WhenFull::RefuseInTurn => waiting >= self.room.queue.capacity(),
         };
         let hard_cap = self.config.max_in_flight.saturating_mul(HARD_LIMIT);
         let at_cap = match when_full {
             _ if waited => false,
-            WhenFull::RefuseAtCap if self.counted >= self.config.max_in_flight => true,
+            WhenFull::RefuseAtCap | WhenFull::RefuseInTurn if self.counted >= self.config.max_in_flight => true,
             _ => self.flights.len() >= hard_cap,
         };
         if at_cap {
@@ -281,13 +284,16 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
     #[cold]
     fn look_for_room(&mut self, place: usize) {
-        let has_room = self.room.queue.has_room();
-        if has_room || self.room.queue.waiters.is_called(place) {
+        let queue = &self.room.queue;
+        let is_called = queue.waiters.is_called(place);
+        // Few are called, so there is a place for each until the queue is full again; else the first to submit would
+        // send all others back to the end of the line.
+        let has_room = queue.has_room() || is_called && queue.len() < queue.capacity();
+        if has_room || is_called {
             self.leave_line();
-            if !has_room {
-                // Others were faster.
-                self.hold_back();
-            }
+        }
+        if is_called && !has_room {
+            self.hold_back();
         }
     }
 
@@ -296,17 +302,18 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         !self.room.owns_thread()
     }
 
-    /// Blocks until there may be room in the queue; false once the deadline has come.
-    pub(super) fn has_room_by(&mut self, deadline: Instant) -> bool {
+    /// Blocks until there may be room in the queue, and says how to submit then; `None` once the deadline has come.
+    pub(super) fn room_by(&mut self, deadline: Instant) -> Option<WhenFull> {
         if Instant::now() >= deadline {
-            return false;
+            return None;
         }
         let bell = self.bell.get_or_insert_default();
         let queue = &self.room.queue;
         let place = queue.waiters.register(Arc::clone(bell) as Arc<dyn Wake>);
         let in_time = bell.wait_until(deadline, || queue.has_room() || queue.waiters.is_called(place));
+        let is_called = queue.waiters.is_called(place);
         queue.waiters.leave(place, || queue.has_room());
-        in_time
+        in_time.then_some(if is_called { WhenFull::RefuseInTurn } else { WhenFull::RefuseAtCap })
     }
 
     /// Whether there may be one more repetition.

@@ -11,8 +11,9 @@ use super::waiters::Waiters;
 struct Counts(AtomicUsize);
 
 impl Wake for Counts {
-    fn wake(&self) {
+    fn wake(&self) -> bool {
         self.0.fetch_add(1, Ordering::Relaxed);
+        true
     }
 }
 
@@ -67,4 +68,26 @@ fn a_task_worker_that_finds_nothing_calls_more_however_many_are_called() {
     assert_eq!(called(), [0, 1, 2, 3]);
     waiters.call_all();
     assert_eq!(called(), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn who_is_called_in_the_midst_of_something_else_holds_up_nobody() {
+    struct Busy;
+    impl Wake for Busy {
+        fn wake(&self) -> bool {
+            false
+        }
+    }
+    let waiters = Waiters::new(1);
+    let asleep = Arc::new(Counts::default());
+    let places = [0, 1].map(|_| waiters.register(Arc::new(Busy)));
+    let place = waiters.register(Arc::clone(&asleep) as Arc<dyn Wake>);
+    waiters.register(Arc::new(Busy));
+    waiters.taken(|| true);
+    assert!(waiters.is_called(place) && !waiters.is_called(place + 1), "this one has the turn");
+    assert_eq!(asleep.0.load(Ordering::Relaxed), 1);
+    waiters.leave(places[1], || true);
+    assert!(!waiters.is_called(place + 1), "that one had none");
+    waiters.leave(place, || true);
+    assert!(waiters.is_called(place + 1));
 }

@@ -8,7 +8,7 @@
 //! looks for those who wait second. Each puts a full fence between the two. And while somebody waits and there is room,
 //! somebody is called who will leave: whoever gives a turn back, or finds all of them taken, does so under the lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Wake;
@@ -27,13 +27,14 @@ pub(super) struct Waiters {
 struct Line {
     waiting: BTreeMap<usize, Arc<dyn Wake>>,
     next_place: usize,
-    /// How many were called and have not left.
-    out: usize,
+    /// Who was woken by its call, and has not left. Whoever is called in the midst of something else has no turn that
+    /// others would have to wait for.
+    turns: BTreeSet<usize>,
 }
 
 impl Waiters {
     pub(super) fn new(turns: usize) -> Waiters {
-        let line = Line { waiting: BTreeMap::new(), next_place: 0, out: 0 };
+        let line = Line { waiting: BTreeMap::new(), next_place: 0, turns: BTreeSet::new() };
         Waiters { awaited: AtomicBool::new(false), line: Mutex::new(line), called: AtomicUsize::new(0), turns }
     }
 
@@ -64,7 +65,7 @@ impl Waiters {
         match line.waiting.remove(&place) {
             Some(_) => self.awaited.store(!line.waiting.is_empty(), Ordering::Relaxed),
             None => {
-                line.out -= 1;
+                line.turns.remove(&place);
                 drop(line);
                 self.call_some(has_room);
             }
@@ -81,7 +82,7 @@ impl Waiters {
     #[inline]
     fn call_some(&self, has_room: impl Fn() -> bool) {
         if !self.is_empty() && has_room() {
-            self.call(|out| self.turns.saturating_sub(out));
+            self.call(|turns| self.turns.saturating_sub(turns));
         }
     }
 
@@ -97,23 +98,32 @@ impl Waiters {
         self.call(|_| usize::MAX);
     }
 
-    /// Calls as many as `how_many` says, given how many are called already.
+    /// Calls as many as `how_many` says, given how many have a turn, beside those who do not sleep.
     #[cold]
-    fn call(&self, how_many: impl FnOnce(usize) -> usize) {
+    fn call(&self, how_many: impl Fn(usize) -> usize) {
+        loop {
+            let called = self.take(&how_many);
+            fence(Ordering::SeqCst);
+            let awake: Vec<usize> =
+                called.into_iter().filter_map(|(place, waiter)| (!waiter.wake()).then_some(place)).collect();
+            if awake.is_empty() {
+                return;
+            }
+            let mut line = self.line.lock();
+            line.turns.retain(|place| awake.binary_search(place).is_err());
+        }
+    }
+
+    /// Those who are first in the line, each with a turn.
+    fn take(&self, how_many: impl Fn(usize) -> usize) -> Vec<(usize, Arc<dyn Wake>)> {
         let mut line = self.line.lock();
-        let count = how_many(line.out).min(line.waiting.len());
-        let mut called = Vec::with_capacity(count);
-        for _ in 0..count {
-            let Some((place, waiter)) = line.waiting.pop_first() else { break };
+        let count = how_many(line.turns.len()).min(line.waiting.len());
+        let called: Vec<_> = std::iter::from_fn(|| line.waiting.pop_first()).take(count).collect();
+        for (place, _) in &called {
+            line.turns.insert(*place);
             self.called.store(place + 1, Ordering::Release);
-            called.push(waiter);
         }
-        line.out += called.len();
         self.awaited.store(!line.waiting.is_empty(), Ordering::Relaxed);
-        drop(line);
-        fence(Ordering::SeqCst);
-        for waiter in called {
-            waiter.wake();
-        }
+        called
     }
 }

@@ -147,12 +147,16 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
         let With { port, options, .. } = self;
         let mut job = Job::OnTask(data);
         let deadline = far(Instant::now(), timeout);
+        let mut when_full = WhenFull::RefuseAtCap;
         loop {
-            let finish = Some(Finish::ForAll);
-            match port.submit(job, finish, options.as_ref(), WhenFull::RefuseAtCap) {
+            let (reason, refused) = match port.submit(job, Some(Finish::ForAll), options.as_ref(), when_full) {
                 Ok(id) => return Ok(id),
-                Err((TaskError::QueueFull, refused)) if port.may_wait() && port.has_room_by(deadline) => job = refused,
-                Err((reason, job)) => return Err(TryTaskError::new(reason, job.into_payload())),
+                Err(refused) => refused,
+            };
+            let may_wait = reason == TaskError::QueueFull && port.may_wait();
+            match may_wait.then(|| port.room_by(deadline)).flatten() {
+                Some(how) => (when_full, job) = (how, refused),
+                None => return Err(TryTaskError::new(reason, refused.into_payload())),
             }
             port.look_whether_open();
         }

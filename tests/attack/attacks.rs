@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::Client;
 use crate::common::house::slow_client;
+use crate::common::{Client, PATIENCE};
 use crate::house::{MAX_FRAME, TIMEOUT};
 use crate::target::Target;
 
@@ -23,6 +23,8 @@ pub(crate) struct Attack {
     beside: Option<fn(&mut Target)>,
     /// Starts what is attacked, unless this machine has not what that needs.
     pub(crate) start: fn() -> Option<Target>,
+    /// What of the server's books shows that it was done.
+    pub(crate) shows: Option<&'static str>,
     /// Whether it can go on beside others, and with more of its kind.
     pub(crate) has_company: bool,
 }
@@ -40,12 +42,15 @@ pub(crate) struct Attacker {
 }
 
 const fn attack(name: &'static str, unit: &'static str, attackers: usize, act: fn(&Attacker)) -> Attack {
-    Attack { name, unit, attackers, act, beside: None, start: || Some(Target::start()), has_company: true }
+    Attack { name, unit, attackers, act, beside: None, start: || Some(Target::start()), shows: None, has_company: true }
 }
 
 pub(crate) const ATTACKS: &[Attack] = &[
-    attack("tasks that panic", "panics", 2, |it| it.asks_all(&["panic"])),
-    attack("panics whose payload panics when dropped", "panics", 2, |it| it.asks_all(&["bomb"])),
+    Attack { shows: Some("panicked"), ..attack("tasks that panic", "panics", 2, |it| it.asks_all(&["panic"])) },
+    Attack {
+        shows: Some("panicked"),
+        ..attack("panics whose payload panics when dropped", "panics", 2, |it| it.asks_all(&["bomb"]))
+    },
     attack("callbacks that panic", "connections", 2, Attacker::makes_callbacks_panic),
     attack("tasks without end on all task workers", "tasks", 1, |it| it.asks_all(&["deadline 200"])),
     attack("a flood of tasks, answers not read", "lines", 4, Attacker::floods),
@@ -71,6 +76,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("connections that ask once and go", "connections", 2, Attacker::comes_and_goes),
     Attack {
         beside: Some(Target::recycle),
+        shows: Some("recycled"),
         has_company: false,
         ..attack("recycling without pause, under load", "tasks", 2, |it| it.asks_all(&["echo"]))
     },
@@ -81,11 +87,13 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
     Attack {
         start: Target::start_with_few_threads,
+        shows: Some("refused_connections"),
         has_company: false,
         ..attack("no threads left", "connections", 2, Attacker::comes_in_crowds)
     },
     Attack {
         start: Target::start_with_a_clock_that_jumps,
+        shows: Some("jumps"),
         has_company: false,
         beside: Some(Target::let_the_clock_jump),
         ..attack("a clock that jumps by an hour, back and forth", "timers", 1, Attacker::times_timers)
@@ -160,24 +168,27 @@ impl Attacker {
         }
     }
 
-    /// One line at a time, each of which has answers of its own number.
+    /// One line at a time, each of which has answers of its own number; on a new connection where one was closed.
     fn asks_much(&self, line: &str) {
-        let mut client = Client::connect(self.lines);
-        let mut socket = client.socket.get_ref().try_clone().expect("clone");
-        thread::scope(|scope| {
-            scope.spawn(move || while client.socket.get_mut().read(&mut [0; 65536]).is_ok_and(|count| count > 0) {});
-            self.again_and_again(|| {
-                socket.write_all(format!("{line}\nping\n").as_bytes())?;
-                thread::sleep(Duration::from_millis(1));
-                Ok(1)
-            });
-            let _ = socket.shutdown(Shutdown::Both);
+        self.again_and_again(|| {
+            let mut socket = connect(self.lines)?;
+            let mut answers = socket.try_clone()?;
+            thread::scope(|scope| {
+                scope.spawn(move || while answers.read(&mut [0; 65536]).is_ok_and(|count| count > 0) {});
+                let mut sent = 0;
+                while self.goes_on() && socket.write_all(format!("{line}\n").as_bytes()).is_ok() {
+                    sent += 1;
+                    thread::sleep(Duration::from_millis(1));
+                }
+                let _ = socket.shutdown(Shutdown::Both);
+                Ok(sent)
+            })
         });
     }
 
     fn makes_callbacks_panic(&self) {
         self.again_and_again(|| {
-            let mut socket = TcpStream::connect(self.lines)?;
+            let mut socket = connect(self.lines)?;
             socket.write_all(b"boom\n")?;
             let _ = socket.read(&mut [0; 16]);
             Ok(1)
@@ -187,7 +198,7 @@ impl Attacker {
     fn floods(&self) {
         let lines = "a line that becomes a task\n".repeat(1000);
         self.again_and_again(|| {
-            let mut socket = TcpStream::connect(self.lines)?;
+            let mut socket = connect(self.lines)?;
             socket.set_write_timeout(Some(Duration::from_millis(100)))?;
             let mut sent = 0;
             while self.goes_on() {
@@ -203,7 +214,7 @@ impl Attacker {
 
     fn leaves_early(&self) {
         self.again_and_again(|| {
-            let mut socket = TcpStream::connect(self.lines)?;
+            let mut socket = connect(self.lines)?;
             socket.write_all(b"sleep 1\nsleep 1\n")?;
             Ok(1)
         });
@@ -224,7 +235,7 @@ impl Attacker {
 
     fn resets_at_once(&self) {
         self.again_and_again(|| {
-            reset(TcpStream::connect(self.lines)?);
+            reset(connect(self.lines)?);
             Ok(1)
         });
     }
@@ -232,7 +243,7 @@ impl Attacker {
     fn resets_in_mid_frame(&self) {
         self.again_and_again(|| {
             for (address, half) in [(self.lines, b"half a li".as_slice()), (self.frames, b"\0\0\0\x09half")] {
-                let mut socket = TcpStream::connect(address)?;
+                let mut socket = connect(address)?;
                 socket.write_all(half)?;
                 reset(socket);
             }
@@ -242,7 +253,7 @@ impl Attacker {
 
     fn comes_in_hundreds(&self) {
         self.again_and_again(|| {
-            let mut clients = (0..500).map(|_| TcpStream::connect(self.lines)).collect::<Result<Vec<_>, _>>()?;
+            let mut clients = (0..500).map(|_| connect(self.lines)).collect::<Result<Vec<_>, _>>()?;
             for client in &mut clients {
                 client.write_all(b"ping\n")?;
             }
@@ -259,7 +270,7 @@ impl Attacker {
         let pause = Duration::from_millis(500);
         while self.goes_on() {
             if clients.len() < 1000 {
-                let Ok(socket) = TcpStream::connect(self.lines) else { continue };
+                let Ok(socket) = connect(self.lines) else { continue };
                 clients.push((socket, Instant::now()));
             }
             let now = Instant::now();
@@ -299,7 +310,7 @@ impl Attacker {
         let max = MAX_FRAME as u32 - 4;
         self.again_and_again(|| {
             for length in [0, 1, max, max + 1, 1 << 31, u32::MAX] {
-                let mut socket = TcpStream::connect(self.frames)?;
+                let mut socket = connect(self.frames)?;
                 socket.write_all(&length.to_be_bytes())?;
                 if length > max {
                     // Returns once the server has closed.
@@ -315,7 +326,7 @@ impl Attacker {
         self.again_and_again(|| {
             let bytes: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(fastrand::usize(1..4096)).collect();
             for address in [self.lines, self.frames] {
-                let mut socket = TcpStream::connect(address)?;
+                let mut socket = connect(address)?;
                 socket.set_read_timeout(Some(Duration::from_millis(1)))?;
                 let _ = socket.write_all(&bytes);
                 let _ = socket.read(&mut [0; 4096]);
@@ -337,15 +348,16 @@ impl Attacker {
 
     fn leaves_tasks_behind(&self) {
         self.again_and_again(|| {
-            let mut socket = TcpStream::connect(self.lines)?;
+            let mut socket = connect(self.lines)?;
             socket.write_all("oneway x\n".repeat(20).as_bytes())?;
             Ok(1)
         });
     }
 
     fn broadcasts(&self) {
-        let _deaf: Vec<Client> = (0..250).map(|_| slow_client(self.lines)).collect();
-        let listening: Vec<TcpStream> = (0..250).map(|_| TcpStream::connect(self.lines).expect("connect")).collect();
+        let deaf = || (0..250).map(|_| slow_client(self.lines)).collect::<Vec<_>>();
+        let mut now_deaf = deaf();
+        let listening: Vec<TcpStream> = (0..250).map(|_| connect(self.lines).expect("connect")).collect();
         listening.iter().for_each(|socket| socket.set_nonblocking(true).expect("nonblocking"));
         let mut author = Client::connect(self.lines);
         let news = format!("say {}\n", NEWS.repeat(64));
@@ -357,12 +369,17 @@ impl Attacker {
                 while socket.read(&mut chunk).is_ok_and(|count| count > 0) {}
             }
             self.count(1);
+            if self.done.load(Ordering::Relaxed) % 500 == 0 {
+                // Those before were closed for it.
+                now_deaf = deaf();
+            }
         }
+        drop(now_deaf);
     }
 
     fn comes_and_goes(&self) {
         self.again_and_again(|| {
-            let mut socket = TcpStream::connect(self.lines)?;
+            let mut socket = connect(self.lines)?;
             socket.set_read_timeout(Some(Duration::from_secs(1)))?;
             socket.write_all(b"ping\n")?;
             socket.read_exact(&mut [0; 5])?;
@@ -373,7 +390,7 @@ impl Attacker {
     /// More than there is room for; those that are served stay for a while.
     fn comes_in_crowds(&self) {
         self.again_and_again(|| {
-            let mut clients = (0..100).map(|_| TcpStream::connect(self.lines)).collect::<Result<Vec<_>, _>>()?;
+            let mut clients = (0..100).map(|_| connect(self.lines)).collect::<Result<Vec<_>, _>>()?;
             let served = clients.iter_mut().filter_map(|client| {
                 client.set_read_timeout(Some(Duration::from_millis(2))).ok()?;
                 client.write_all(b"ping\n").and_then(|()| client.read_exact(&mut [0; 5])).ok()
@@ -385,17 +402,17 @@ impl Attacker {
     /// By this process's clock, which does not jump.
     fn times_timers(&self) {
         let mut client = Client::connect(self.lines);
-        let _silent = Client::connect(self.lines);
+        let mut silent = Client::connect(self.lines);
         while self.goes_on() {
             for line in ["timer 200", "delay 200"] {
                 let start = Instant::now();
                 client.ask(line);
                 let took = start.elapsed().as_millis();
-                assert!((200..400).contains(&took), "{line} took {took} ms");
+                assert!((200..1200).contains(&took), "{line} took {took} ms");
                 self.count(1);
             }
         }
-        client.ask("ping");
+        assert_eq!(silent.ask("ping"), "pong", "no timeout has come early");
     }
 
     fn comes_in_thousands(&self) {
@@ -404,7 +421,7 @@ impl Attacker {
             if clients.len() >= 9000 {
                 clients.truncate(8000);
             }
-            let Ok(mut client) = TcpStream::connect(self.lines) else { continue };
+            let Ok(mut client) = connect(self.lines) else { continue };
             let _ = client.write_all(b"echo\n").and_then(|()| client.read_exact(&mut [0; 5]));
             clients.push(client);
             self.count(1);
@@ -419,6 +436,14 @@ const NEWS: &str = "news, and more of";
 fn answer(client: &mut Client) -> String {
     let lines = std::iter::repeat_with(|| client.line());
     lines.filter(|line| !line.starts_with(NEWS)).take(1).collect()
+}
+
+/// A server that does not answer in time fails what asks it, and hangs nothing.
+fn connect(server: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpStream::connect(server)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    Ok(socket)
 }
 
 fn reset(socket: TcpStream) {

@@ -5,8 +5,9 @@
 
 use std::io::{BufRead, Write};
 use std::panic::panic_any;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use backroom::{
     Framing, LengthPrefix, LengthType, Limits, Listener, Priority, Retry, Server, ServerHandle, TaskContext,
@@ -20,6 +21,9 @@ type Connection = backroom::Connection<Job, String>;
 /// Counts what is allocated: what is resident beyond that, the allocator keeps for the next time.
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
+
+/// How often the time of day has jumped.
+static JUMPS: AtomicU64 = AtomicU64::new(0);
 
 /// How large a frame may be.
 pub(crate) const MAX_FRAME: usize = 64 * 1024;
@@ -93,6 +97,7 @@ pub(crate) fn run(max_connections: usize) -> anyhow::Result<()> {
     say(&json!(addresses));
     let handle = server.handle();
     thread::spawn(move || obey_tester(&handle));
+    thread::spawn(count_jumps);
     let report = server.run()?;
     say(&json!({
         "abandoned": report.tasks.abandoned,
@@ -119,11 +124,30 @@ fn obey_tester(server: &ServerHandle) {
     server.shutdown(Duration::from_secs(5));
 }
 
+/// Compares the two clocks now and then.
+fn count_jumps() {
+    let (day, start) = (SystemTime::now(), Instant::now());
+    let mut ahead = 0;
+    loop {
+        thread::sleep(Duration::from_millis(50));
+        let elapsed = start.elapsed().as_secs_f64();
+        let on_the_wall = match SystemTime::now().duration_since(day) {
+            Ok(time) => time.as_secs_f64(),
+            Err(error) => -error.duration().as_secs_f64(),
+        };
+        let half_hours = ((on_the_wall - elapsed) / 1800.0).round() as i64;
+        if half_hours != ahead {
+            ahead = half_hours;
+            JUMPS.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 fn books(server: &ServerHandle) -> serde_json::Value {
     let stats = server.stats();
     let tasks = stats.tasks;
     json!({
-        "time_of_day": SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+        "jumps": JUMPS.load(Ordering::Relaxed),
         "heap": HEAP.current_usage(),
         "connections": stats.connections,
         "accepted_connections": stats.accepted_connections,

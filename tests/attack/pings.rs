@@ -1,13 +1,12 @@
 //! A well-behaved client, who notices what others do to the server.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::Client;
 
-/// How long answers took.
+/// How long answers took, sorted.
 pub(crate) struct Times(Vec<Duration>);
 
 impl Times {
@@ -16,8 +15,8 @@ impl Times {
     }
 }
 
-/// Between two pings, so that these are no load themselves.
-const PAUSE: Duration = Duration::from_millis(1);
+/// From one ping to the next, so that these are no load themselves.
+const PERIOD: Duration = Duration::from_millis(1);
 
 /// One that is connected already.
 pub(crate) struct Pinger(Client);
@@ -29,29 +28,26 @@ impl Pinger {
         Pinger(client)
     }
 
-    /// Pings until it is told to stop, and at least a thousand times.
-    pub(crate) fn ping_until(&mut self, stop: &AtomicBool) -> Times {
+    /// Pings for so long, on a fixed schedule: where an answer is late, the pings that were due meanwhile count as late
+    /// too, as they would with clients that do not wait for one another.
+    pub(crate) fn ping_for(&mut self, time: Duration) -> Times {
+        let start = Instant::now();
         let mut times = Vec::new();
-        while !stop.load(Ordering::Relaxed) || times.len() < 1000 {
-            thread::sleep(PAUSE);
-            let start = Instant::now();
+        let mut due = start;
+        while due < start + time {
+            let now = Instant::now();
+            if now < due {
+                thread::sleep(due - now);
+                // What the sleep takes longer is not the server's.
+                due = Instant::now();
+            }
             self.0.send("ping\n");
             // What is broadcast reaches it too.
             while self.0.line() != "pong" {}
-            times.push(start.elapsed());
+            times.push(due.elapsed());
+            due += PERIOD;
         }
         times.sort_unstable();
         Times(times)
-    }
-
-    pub(crate) fn ping_for(&mut self, time: Duration) -> Times {
-        let stop = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                thread::sleep(time);
-                stop.store(true, Ordering::Relaxed);
-            });
-            self.ping_until(&stop)
-        })
     }
 }

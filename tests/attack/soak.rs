@@ -1,6 +1,6 @@
 //! All attacks at once and in turns, for long, after which everything is where it began.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ const ATTACKERS: usize = 8;
 /// Afterwards as before, the tables of the server may have grown; but not with the length of the soak.
 const HEAP_SLACK: u64 = 1 << 20;
 
-/// Panics where anything is not where it began.
-pub(crate) fn run(time: Duration) {
+/// Panics where anything is not where it began, or a well-behaved client noticed, unless the machine is noisy.
+pub(crate) fn run(time: Duration, noisy: bool) {
     let mut target = Target::start();
     // The first minute, or a part of it, shows how large the tables get.
     attack(&mut target, time.min(Duration::from_secs(60)) / 2);
@@ -23,34 +23,34 @@ pub(crate) fn run(time: Duration) {
     println!("begins with {before:?}");
     let mut pinger = Pinger::connect(target.lines);
     let quiet = pinger.ping_for(Duration::from_secs(5)).quantile(0.99);
+    let bar = 2 * quiet + Duration::from_millis(5);
 
-    let stop = AtomicBool::new(false);
     let start = Instant::now();
-    let (acts, noticed) = thread::scope(|scope| {
-        let pings = scope.spawn(|| pinger.ping_until(&stop));
-        let mut acts = 0;
-        while start.elapsed() < time {
-            let left = time.saturating_sub(start.elapsed());
-            acts += attack(&mut target, left.min(Duration::from_secs(60)));
-            let (books, holds) = (target.books(), target.holds());
-            println!(
-                "{:>5.1} min: {} connections so far, {} tasks, {} panicked, {} cancelled, {} recycled; {holds:?}",
-                start.elapsed().as_secs_f64() / 60.0,
-                books.of("accepted_connections"),
-                books.of("accepted"),
-                books.of("panicked"),
-                books.of("cancelled"),
-                books.of("recycled"),
-            );
-        }
-        stop.store(true, Ordering::Relaxed);
-        (acts, pings.join().expect("the well-behaved client is served"))
-    });
+    let (mut acts, mut worst) = (0, Duration::ZERO);
+    while start.elapsed() < time {
+        let moment = time.saturating_sub(start.elapsed()).min(Duration::from_secs(60));
+        let noticed = thread::scope(|scope| {
+            let pings = scope.spawn(|| pinger.ping_for(moment));
+            acts += attack(&mut target, moment);
+            pings.join().expect("the well-behaved client is served").quantile(0.99)
+        });
+        worst = worst.max(noticed);
+        let (books, holds) = (target.books(), target.holds());
+        let of = |name| books.of(name);
+        println!(
+            "{:>5.1} min: p99 {noticed:.1?}; so far {} connections, {} tasks, {} panics, {} cancelled, {} recycled; {holds:?}",
+            start.elapsed().as_secs_f64() / 60.0,
+            of("accepted_connections"),
+            of("accepted"),
+            of("panicked"),
+            of("cancelled"),
+            of("recycled"),
+        );
+    }
     drop(pinger);
     let after = settled(&mut target);
     println!("ends with {after:?}, after {acts} acts in {:.1} minutes", start.elapsed().as_secs_f64() / 60.0);
-    let noticed = noticed.quantile(0.99);
-    println!("p99 of a ping: quiet {quiet:?}, meanwhile {noticed:?}");
+    println!("p99 of a ping: quiet {quiet:.1?}, in the worst minute {worst:.1?}");
 
     let books = target.books();
     assert!(books.are_at_rest(), "{books:?}");
@@ -59,7 +59,7 @@ pub(crate) fn run(time: Duration) {
     let Holds { heap, threads, files, .. } = before;
     assert_eq!((after.threads, after.files), (threads, files), "threads and descriptors");
     assert!(after.heap <= heap + HEAP_SLACK, "{heap} bytes before, {} after", after.heap);
-    assert!(noticed < 2 * quiet + Duration::from_millis(5), "the well-behaved client noticed");
+    assert!(noisy || worst < bar, "the well-behaved client noticed");
     let report = target.shut_down(Duration::from_secs(5));
     assert_eq!((&report["abandoned"], &report["workers_running"]), (&0.into(), &0.into()), "{report}");
 }

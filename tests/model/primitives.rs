@@ -51,7 +51,7 @@ impl Condvar {
 
 /// As the library has it.
 pub trait Wake: Send + Sync {
-    fn wake(&self);
+    fn wake(&self) -> bool;
 }
 
 /// Looks once, since there is no time here.

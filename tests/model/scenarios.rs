@@ -55,9 +55,10 @@ impl Signal {
 }
 
 impl Wake for Signal {
-    fn wake(&self) {
+    fn wake(&self) -> bool {
         *self.signalled.lock() = true;
         self.changed.notify_one();
+        true
     }
 }
 

@@ -111,7 +111,7 @@ fn one_writes_a_mail_and_sees_what_becomes_of_it_without_loading_the_page_again(
     if !has_browser() {
         return;
     }
-    let site = Site::open(test_name!(), &["--task-workers", "1", "--slow-ms", "400"]);
+    let site = Site::open(test_name!(), &["--task-workers", "1", "--slow-ms", "1000"]);
     let window = Window::open(&site.url());
     window.shows("#live", "live");
     window.emulate(1280, 800, "light");

@@ -155,8 +155,10 @@ fn curl_gets_on_with_it() {
         assert_eq!(curl(&[&status[..], &["-H", how, "-d", form, &mails]].concat()), "202 ", "{how}");
     }
     assert_eq!(curl(&[&status[..], &["--http1.0", "-d", form, &mails]].concat()), "202 ");
-    let large = "x".repeat(100_000);
-    assert_eq!(curl(&[&status[..], &["-d", &large, &mails]].concat()), "413 ");
+    let large = site.folder.join("large");
+    std::fs::write(&large, "x".repeat(300_000)).unwrap();
+    let large = format!("@{}", large.display());
+    assert_eq!(curl(&[&status[..], &["--data-binary", &large, &mails]].concat()), "413 ");
     let reused = curl(&["-o", "/dev/null", "-o", "/dev/null", "-w", "%{num_connects} ", &page, &mails]);
     assert_eq!(reused, "1 0 ", "the second request goes over the connection of the first");
     eventually("all mails are there", || site.mails_in_folder().len() == 5);

@@ -43,6 +43,13 @@ fn what_cannot_be_served_is_answered_with_the_status_that_says_why() {
         ("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n{}".to_owned(), 415),
         (format!("POST /mails HTTP/1.1\r\nHost: here\r\n{form}\r\nContent-Length: 5\r\n\r\nto=ab"), 422),
         (format!("POST /mails HTTP/1.1\r\nHost: here\r\n{form}\r\n\r\n"), 422),
+        ("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_owned(), 421),
+        ("GET / HTTP/1.1\r\nHost: evil.example:80\r\n\r\n".to_owned(), 421),
+        ("GET / HTTP/1.1\r\nHost: localhost.evil.example\r\n\r\n".to_owned(), 421),
+        ("GET / HTTP/1.1\r\nHost: LocalHost:1\r\n\r\n".to_owned(), 200),
+        ("GET / HTTP/1.1\r\nHost: [::1]:1\r\n\r\n".to_owned(), 200),
+        ("GET http://here/ HTTP/1.1\r\nHost: here\r\n\r\n".to_owned(), 200),
+        ("GET http://here?query HTTP/1.1\r\nHost: here\r\n\r\n".to_owned(), 200),
         ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
         ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(), 400),
         ("GET / HTTP/1.1\r\nHost: here\r\nbroken\r\n\r\n".to_owned(), 400),
@@ -53,9 +60,9 @@ fn what_cannot_be_served_is_answered_with_the_status_that_says_why() {
         (format!("GET / HTTP/1.1\r\nHost: here\r\nX: {long}\r\n\r\n"), 431),
         (format!("GET /{long} HTTP/1.1\r\nHost: here\r\n\r\n"), 431),
         (format!("GET / HTTP/1.1\r\nHost: here\r\n{many}\r\n"), 431),
-        ("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 65537\r\n\r\n".to_owned(), 413),
+        ("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 262145\r\n\r\n".to_owned(), 413),
         ("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 99999999999999999999999\r\n\r\n".to_owned(), 413),
-        ("POST /mails HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n10001\r\n".to_owned(), 413),
+        ("POST /mails HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n40001\r\n".to_owned(), 413),
         ("POST /mails HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".to_owned(), 501),
     ] {
         let answer = site.ask(&request);
@@ -95,7 +102,19 @@ fn a_body_whose_end_is_not_clear_is_refused_and_nothing_behind_it_is_read() {
         let answer = site.ask(format!("POST / HTTP/1.1\r\nHost: here\r\n{headers}\r\n\r\n0\r\n\r\n"));
         assert_eq!(answer.status, 501, "{headers:?}");
     }
-    for chunks in ["x\r\n", "3\r\nabcd\r\n0\r\n\r\n", "1\r\nabc", "-1\r\n", "FFFFFFFFFFFFFFFFF\r\n"] {
+    let long = format!("1;{}\r\n", "x".repeat(300));
+    for chunks in [
+        "\r\n",
+        ";x\r\n",
+        "1;a\nb\r\n",
+        "1\n",
+        &long,
+        "x\r\n",
+        "3\r\nabcd\r\n0\r\n\r\n",
+        "1\r\nabc",
+        "-1\r\n",
+        "FFFFFFFFFFFFFFFFF\r\n",
+    ] {
         let answer = site.ask(format!("POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"));
         assert_eq!(answer.status, 400, "{chunks:?}");
     }
@@ -175,7 +194,7 @@ fn a_connection_stays_or_closes_as_its_client_says() {
     closes(&mut modern);
     let mut old = site.browser();
     old.send("GET /icon.svg HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
-    assert_eq!(old.answer().headers.get("connection"), None);
+    assert_eq!(old.answer().headers.get("connection"), Some("keep-alive"));
     old.send("GET /icon.svg HTTP/1.0\r\n\r\n");
     closes(&mut old);
     let mut half = site.browser();
@@ -201,7 +220,7 @@ fn who_asks_first_is_asked_for_the_body() {
         assert_eq!([browser.head().0, browser.answer().status], [100, 202]);
     }
     let answer =
-        browser.ask("POST /mails HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\nContent-Length: 100000\r\n\r\n");
+        browser.ask("POST /mails HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\nContent-Length: 300000\r\n\r\n");
     assert_eq!(answer.status, 413, "before the body is sent");
     assert_eq!(browser.rest(), "");
 }
@@ -210,9 +229,9 @@ fn who_asks_first_is_asked_for_the_body() {
 fn a_client_that_is_refused_while_it_sends_hears_why() {
     let site = Site::open(test_name!(), &[]);
     let mut browser = site.browser();
-    browser.send("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 200000\r\n\r\n");
+    browser.send("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 600000\r\n\r\n");
     let mut writer = browser.0.get_ref().try_clone().unwrap();
-    let body = thread::spawn(move || std::io::Write::write_all(&mut writer, &[b'x'; 200_000]));
+    let body = thread::spawn(move || std::io::Write::write_all(&mut writer, &[b'x'; 600_000]));
     assert_eq!(browser.answer().status, 413);
     let _ = body.join().unwrap();
 }

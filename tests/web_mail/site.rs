@@ -12,7 +12,7 @@ use crate::common::{PATIENCE, TempDir};
 pub(crate) struct Site {
     pub(crate) example: Example,
     pub(crate) addr: SocketAddr,
-    folder: TempDir,
+    pub(crate) folder: TempDir,
 }
 
 impl Site {
@@ -20,7 +20,7 @@ impl Site {
     pub(crate) fn open(test: &str, args: &[&str]) -> Site {
         let folder = TempDir::new(test);
         let mails = folder.join("mails");
-        let common = ["--listen", "127.0.0.1:0", "--folder", mails.to_str().unwrap()];
+        let common = ["--listen", "127.0.0.1:0", "--host", "here", "--folder", mails.to_str().unwrap()];
         let mut example = Example::start("web_mail", &[common.as_slice(), args].concat());
         let addr = example.address();
         Site { example, addr, folder }
