@@ -100,8 +100,8 @@ fn is_withstood(attack: &Attack, time: Duration) -> bool {
         println!("SKIPPED: {}: this machine has not what it needs", attack.name);
         return true;
     };
-    // What is started when it is first needed is there.
-    Pinger::connect(target.lines).ping_for(Duration::from_millis(500));
+    // What is started when it is first needed is there: the timer's thread.
+    Client::connect(target.lines).ask("delay 1");
     let before = settled(&mut target);
     let books_before = target.books();
     let mut pinger = Pinger::connect(target.lines);
