@@ -226,7 +226,8 @@ fn submit(conn: &mut Connection, step: Step) -> anyhow::Result<()> {
 /// Text for the terminals of others, without what would make these do something, or show it in another order or place.
 fn clean(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line).replace('\t', " ");
-    let moves_text = |char| matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let moves_text =
+        |char| matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{206f}');
     text.trim_end().chars().filter(|&char| !char.is_control() && !moves_text(char)).collect()
 }
 

@@ -239,11 +239,11 @@ fn post(conn: &mut Connection, request: &Request<'_>) -> Response {
     }
 }
 
-/// Whether it is called by a name of its own. The page of another site could have a name of that lead here, and would be
-/// taken by the browser for this one.
+/// Whether it is called by a name of its own. Another site could point a name of its own here (DNS rebinding), and the
+/// browser would take the site's pages for this one's.
 fn is_called_by_name(request: &Request<'_>, names: &[String]) -> bool {
     // A request of HTTP/1.0 may have none, and comes from no browser.
-    let Some(host) = request.header("host") else { return true };
+    let Some(host) = request.header("host") else { return !request.is_1_1 };
     let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
     let name = name.map_or(host, |(name, _)| name);
     let address = name.trim_start_matches('[').trim_end_matches(']');

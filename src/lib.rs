@@ -259,13 +259,25 @@
 //! # fn main() -> anyhow::Result<()> {
 //! let server = Server::builder::<(), ()>()
 //!     .listen(Listener::tcp("127.0.0.1:0").framing(Framing::lines()))
-//!     .listen(Listener::tcp("[::1]:0").framing(Framing::fixed(8)).name("eights"))
+//!     .listen(Listener::tcp("127.0.0.1:0").framing(Framing::fixed(8)).name("eights"))
 //!     .listen_udp("127.0.0.1:0")
 //!     .on_receive(|conn, data| Ok(conn.send(format!("{}: {} bytes\n", conn.listener(), data.len()))?))
 //!     .on_packet(|socket, from, data| Ok(socket.send_to(from, data)?))
 //!     .on_task(|_cx, ()| Ok(()))
 //!     .build()?;
 //! assert_eq!(server.local_addrs().len(), 3);
+//! # use std::io::{BufRead, BufReader, Write};
+//! # let eights = std::net::TcpStream::connect(&server.local_addrs()[1])?;
+//! # let handle = server.handle();
+//! # let running = std::thread::spawn(|| server.run());
+//! # let mut client = BufReader::new(eights);
+//! # client.get_mut().write_all(b"12345678")?;
+//! # let mut answer = String::new();
+//! # client.read_line(&mut answer)?;
+//! # assert_eq!(answer, "eights: 8 bytes\n");
+//! # drop(client);
+//! # handle.shutdown(std::time::Duration::from_secs(10));
+//! # running.join().unwrap()?;
 //! # Ok(())
 //! # }
 //! ```
@@ -284,7 +296,8 @@
 //!
 //! [`task`](Connection::task) never blocks. When as many tasks wait as
 //! [`queue_capacity`](ServerBuilder::queue_capacity) allows, the connection that submitted is no longer read until half
-//! of them are done: a flooding client is slowed down by TCP, and everything else on that connection goes on. The same
+//! of them are done and it is its turn: a flooding client is slowed down by TCP, and everything else on that connection
+//! goes on. The same
 //! holds at [`max_tasks_in_flight`](ServerBuilder::max_tasks_in_flight). Who would rather be refused says so with
 //! [`when_queue_full`](ServerBuilder::when_queue_full), or uses [`try_task`](Connection::try_task), whose error hands
 //! the payload back.

@@ -11,7 +11,8 @@ use crate::task::{OutcomeKind, TaskId};
 /// that of r2d2's `HandleEvent`.
 ///
 /// The methods run on the thread where it happens, which waits for them: they should be quick. Of one task they come in
-/// the order accepted, started, ended, but for one that is cancelled, times out or is abandoned just as it starts. A
+/// the order accepted, started, ended, but for one that is cancelled, times out or is abandoned just as it starts. One may
+/// run within a call that submits, cancels or shuts down, so hold no lock over these that an observer takes. A
 /// panic in one is logged and goes no further. Given to the builder by `observer`.
 ///
 /// ```

@@ -68,8 +68,8 @@ impl Rooms {
                 self.tell(server, &room, line);
             }
             Step::Rename(id, name) => {
-                let before = self.change(&room, |room| room.members.insert(id, Arc::clone(&name))).flatten();
-                if let Some(before) = before {
+                let renamed = |room: &mut Room| Some(std::mem::replace(room.members.get_mut(&id)?, Arc::clone(&name)));
+                if let Some(before) = self.change(&room, renamed).flatten() {
                     self.announce(server, &room, format!("* {before} is now {name}\n"));
                 }
             }
@@ -125,7 +125,8 @@ impl Rooms {
                 if why != SendError::Closed {
                     log::info!("connection {id} takes too little of what is said, and is dropped");
                     server.abort(id);
-                } else if let Some(name) = self.change(room, |room| room.members.remove(&id)).flatten() {
+                }
+                if let Some(name) = self.change(room, |room| room.members.remove(&id)).flatten() {
                     lines.extend(self.is_announced(room).then(|| format!("* {name} leaves\n")));
                 }
             }

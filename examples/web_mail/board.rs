@@ -1,5 +1,6 @@
 //! What has become of each mail, and who watches that.
 
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::OnceLock;
 
@@ -13,8 +14,17 @@ const WATCHERS: &str = "watchers";
 const MOST_WATCHERS: usize = 200;
 /// So many mails are shown, the latest.
 const SHOWN: usize = 200;
+/// So many characters of what a mail server says.
+const MAX_WHY: usize = 300;
 /// So many that are sent, or have failed, are remembered.
 const ENDED_KEPT: usize = 100;
+
+thread_local! {
+    /// Whether this thread is submitting a task, with the mails locked.
+    static SUBMITS: Cell<bool> = const { Cell::new(false) };
+    /// Tasks that ended meanwhile, on this thread.
+    static ENDED_MEANWHILE: RefCell<Vec<(TaskId, OutcomeKind)>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Told by the tasks what they do, and by the library how each has ended: a panic and a shutdown are ends as well.
 #[derive(Default)]
@@ -93,16 +103,25 @@ impl Board {
         subject: String,
         submit: impl FnOnce(u64) -> Result<TaskId, E>,
     ) -> Result<Receipt, E> {
-        // Held meanwhile, so that the task finds the mail here however soon it begins.
+        // Held meanwhile, so that the task finds the mail here however soon it begins. What ends on this thread within
+        // `submit`, in a shutdown that gives up, is put aside until then.
         let mut mails = self.mails.lock();
         let number = mails.last + 1;
-        let id = submit(number)?;
+        SUBMITS.set(true);
+        let submitted = submit(number);
+        SUBMITS.set(false);
+        let id = submitted?;
         let task = id.to_string();
         mails.last = number;
         mails.numbers.insert(id, number);
         mails.mails.insert(number, Mail { number, task: task.clone(), to, subject, state: State::Queued });
         self.publish(&mails, number);
-        Ok(Receipt { task, number, ahead: number - mails.begun - 1 })
+        let ahead = number.saturating_sub(mails.begun + 1);
+        drop(mails);
+        for (id, how) in ENDED_MEANWHILE.take() {
+            self.task_ended(id, how);
+        }
+        Ok(Receipt { task, number, ahead })
     }
 
     pub(crate) fn attempt_begins(&self, number: u64, attempt: u32) {
@@ -112,9 +131,10 @@ impl Board {
         self.publish(&mails, number);
     }
 
-    /// Why, which is shown at once if there `is_another` to come, and with the end otherwise.
+    /// Says why, in as many words as fit into a line or two; which is shown at once if there `is_another` to come, and with the end otherwise.
     pub(crate) fn attempt_failed(&self, number: u64, attempt: u32, why: String, is_another: bool) {
         let mut mails = self.mails.lock();
+        let why = why.chars().take(MAX_WHY).collect();
         mails.set(number, State::Waiting { attempt, why });
         if is_another {
             self.publish(&mails, number);
@@ -158,6 +178,9 @@ impl Board {
 
 impl Observer for Board {
     fn task_ended(&self, id: TaskId, how: OutcomeKind) {
+        if SUBMITS.get() {
+            return ENDED_MEANWHILE.with_borrow_mut(|ended| ended.push((id, how)));
+        }
         let mut mails = self.mails.lock();
         let Some(number) = mails.numbers.remove(&id) else { return };
         let why = match (how, mails.mails.get(&number).map(|mail| &mail.state)) {

@@ -29,7 +29,7 @@ function element(kind, name) {
   return made;
 }
 
-/** So many rows, as the server sends at first; those that came first go first. */
+/** So many rows, as the server sends at first: those of the latest mails. */
 const most = 200;
 
 function rowOf(mail) {
@@ -63,7 +63,10 @@ function show({ mail, row }) {
 function told(event) {
   const begunBefore = begun;
   begun = event.begun;
+  const oldest = mails.size < most ? 0 : Math.min(...mails.keys());
   for (const mail of event.mails) {
+    // One that came before all that are shown is not shown either.
+    if (mail.number < oldest) continue;
     const row = mails.get(mail.number)?.row ?? rowOf(mail);
     const known = { mail, row };
     mails.set(mail.number, known);

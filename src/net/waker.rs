@@ -28,8 +28,7 @@ impl Waker {
         self.wake_fenced();
     }
 
-    /// The same for a caller that has put a full fence between its push and this.
-    /// Whether it slept.
+    /// The same for a caller that has put a full fence between its push and this; and whether it slept.
     pub(crate) fn wake_fenced(&self) -> bool {
         let slept = self.asleep.take();
         if slept {

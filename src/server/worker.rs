@@ -102,6 +102,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         self.conn.link.port.open = self.phase == Phase::Serving;
         self.conn.link.port.forget_time();
         self.conn.link.port.time_out();
+        self.conn.link.port.hear_call();
         self.turns_awake += 1;
     }
 

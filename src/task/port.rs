@@ -276,10 +276,16 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// when it submitted and has not drained to half since. It is woken when that is over.
     #[inline]
     pub(crate) fn should_pause(&mut self) -> bool {
+        self.hear_call();
+        self.held_back.is_some() || self.counted >= self.config.max_in_flight
+    }
+
+    /// If it waits for room and is called, it goes on; and others are called while it does something else.
+    #[inline]
+    pub(crate) fn hear_call(&mut self) {
         if let Some(place) = self.held_back {
             self.look_for_room(place);
         }
-        self.held_back.is_some() || self.counted >= self.config.max_in_flight
     }
 
     #[cold]

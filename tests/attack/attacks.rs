@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::common::house::slow_client;
 use crate::common::{Client, PATIENCE};
 use crate::house::{MAX_FRAME, TIMEOUT};
-use crate::target::Target;
+use crate::target::{Holds, Target};
 
 pub(crate) struct Attack {
     pub(crate) name: &'static str,
@@ -109,19 +109,28 @@ fn short_of_files(target: &mut Target) {
 }
 
 impl Attack {
-    /// Runs until `stop`; how much was done.
-    pub(crate) fn run(&self, target: &mut Target, stop: &Arc<AtomicBool>) -> u64 {
+    /// Runs until `stop`; how much was done, and what the server held when it held most.
+    pub(crate) fn run(&self, target: &mut Target, stop: &Arc<AtomicBool>) -> (u64, Holds) {
         let attacker = Attacker { stop: Arc::clone(stop), ..Attacker::of(target) };
+        let mut most = target.holds();
         thread::scope(|scope| {
             for _ in 0..self.attackers {
                 scope.spawn(|| (self.act)(&attacker));
             }
-            while let (Some(beside), false) = (self.beside, stop.load(Ordering::Relaxed)) {
-                beside(target);
+            for moment in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                if let Some(beside) = self.beside {
+                    beside(target);
+                }
                 thread::sleep(Duration::from_millis(1));
+                if moment % 250 == 0 {
+                    most = most.max(target.holds());
+                }
             }
         });
-        attacker.done.load(Ordering::Relaxed)
+        (attacker.done.load(Ordering::Relaxed), most)
     }
 
     /// One thread of it, for so long; how much that did.
@@ -313,8 +322,9 @@ impl Attacker {
                 let mut socket = connect(self.frames)?;
                 socket.write_all(&length.to_be_bytes())?;
                 if length > max {
-                    // Returns once the server has closed.
-                    let _ = socket.read_to_end(&mut Vec::new());
+                    // Ends once the server has closed, or reset.
+                    let ended = socket.read_to_end(&mut Vec::new());
+                    assert!(!ended.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{length} is waited for");
                 }
             }
             Ok(6)

@@ -87,6 +87,7 @@ fn main() -> anyhow::Result<()> {
             println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
             let seconds = Duration::from_secs_f64(seconds);
             let wanted = |attack: &&Attack| only.as_ref().is_none_or(|only| attack.name.contains(only.as_str()));
+            anyhow::ensure!(ATTACKS.iter().any(|attack| wanted(&attack)), "no attack has that in its name");
             let won = ATTACKS.iter().filter(wanted).filter(|attack| !is_withstood(attack, seconds)).count();
             anyhow::ensure!(won == 0 || noisy, "{won} attacks were noticed by others");
         }
@@ -111,12 +112,11 @@ fn is_withstood(attack: &Attack, time: Duration) -> bool {
     let (done, noticed, most) = thread::scope(|scope| {
         let stop_when_done = Arc::clone(&stop);
         let pings = scope.spawn(move || {
-            let noticed = pinger.ping_for(time);
-            stop_when_done.store(true, Ordering::Relaxed);
-            noticed
+            let _stop = StopWhenDropped(stop_when_done);
+            pinger.ping_for(time)
         });
-        let done = attack.run(&mut target, &stop);
-        (done, pings.join().expect("the well-behaved client is served"), target.holds())
+        let (done, most) = attack.run(&mut target, &stop);
+        (done, pings.join().expect("the well-behaved client is served"), most)
     });
     let after = settled(&mut target);
     assert_eq!((after.threads, after.files), (before.threads, before.files), "{}", attack.name);
@@ -148,6 +148,15 @@ fn is_withstood(attack: &Attack, time: Duration) -> bool {
     is_withstood
 }
 
+/// However the pinging ends, so does the attack.
+struct StopWhenDropped(Arc<AtomicBool>);
+
+impl Drop for StopWhenDropped {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Waits until nothing is under way and the threads kept for further clients have ended; what it holds then.
 fn settled(target: &mut Target) -> Holds {
     eventually("the books balance, and no client is there", || {
@@ -155,7 +164,7 @@ fn settled(target: &mut Target) -> Holds {
         books.are_at_rest() && books.of("connections") == 0
     });
     let mut holds = target.holds();
-    loop {
+    for _ in 0..20 {
         thread::sleep(Duration::from_millis(1500));
         let now = target.holds();
         if (now.threads, now.files) == (holds.threads, holds.files) {
@@ -163,4 +172,5 @@ fn settled(target: &mut Target) -> Holds {
         }
         holds = now;
     }
+    panic!("it does not settle: {holds:?}")
 }

@@ -15,8 +15,8 @@ impl Times {
     }
 }
 
-/// From one ping to the next, so that these are no load themselves.
-const PERIOD: Duration = Duration::from_millis(1);
+/// From one ping to the next: long enough that these are no load themselves, and none waits for the one before it.
+const PERIOD: Duration = Duration::from_millis(5);
 
 /// One that is connected already.
 pub(crate) struct Pinger(Client);
@@ -28,23 +28,21 @@ impl Pinger {
         Pinger(client)
     }
 
-    /// Pings for so long, on a fixed schedule: where an answer is late, the pings that were due meanwhile count as late
-    /// too, as they would with clients that do not wait for one another.
+    /// Pings for so long, on a fixed schedule: where an answer is late, those that were due meanwhile are sent after it and
+    /// count as late too, as they would with clients that do not wait for one another.
     pub(crate) fn ping_for(&mut self, time: Duration) -> Times {
         let start = Instant::now();
         let mut times = Vec::new();
         let mut due = start;
         while due < start + time {
-            let now = Instant::now();
-            if now < due {
-                thread::sleep(due - now);
-                // What the sleep takes longer is not the server's.
-                due = Instant::now();
-            }
+            let early = due.saturating_duration_since(Instant::now());
+            thread::sleep(early);
+            // What the sleep takes longer is not the server's.
+            let sent = if early.is_zero() { due } else { Instant::now() };
             self.0.send("ping\n");
             // What is broadcast reaches it too.
             while self.0.line() != "pong" {}
-            times.push(due.elapsed());
+            times.push(sent.elapsed());
             due += PERIOD;
         }
         times.sort_unstable();

@@ -17,7 +17,7 @@ const HEAP_SLACK: u64 = 1 << 20;
 /// Panics where anything is not where it began, or a well-behaved client noticed, unless the machine is noisy.
 pub(crate) fn run(time: Duration, noisy: bool) {
     let mut target = Target::start();
-    // The first minute, or a part of it, shows how large the tables get.
+    // Half a minute shows how large the tables get.
     attack(&mut target, time.min(Duration::from_secs(60)) / 2);
     let before = settled(&mut target);
     println!("begins with {before:?}");
@@ -28,7 +28,8 @@ pub(crate) fn run(time: Duration, noisy: bool) {
     let start = Instant::now();
     let (mut acts, mut worst) = (0, Duration::ZERO);
     while start.elapsed() < time {
-        let moment = time.saturating_sub(start.elapsed()).min(Duration::from_secs(60));
+        // Not the seconds that are left over, of which nothing could be said.
+        let moment = time.min(Duration::from_secs(60));
         let noticed = thread::scope(|scope| {
             let pings = scope.spawn(|| pinger.ping_for(moment));
             acts += attack(&mut target, moment);

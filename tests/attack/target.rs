@@ -1,21 +1,23 @@
 //! The attacked process, as the tester sees it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Lines, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, geteuid, getrlimit, prlimit};
 use serde_json::Value;
 
-use crate::common::TempDir;
+use crate::common::{PATIENCE, TempDir};
 
 pub(crate) struct Target {
     child: Child,
     stdin: ChildStdin,
-    stdout: Lines<BufReader<ChildStdout>>,
+    said: mpsc::Receiver<String>,
     pub(crate) lines: SocketAddr,
     pub(crate) frames: SocketAddr,
     pub(crate) packets: SocketAddr,
@@ -44,6 +46,18 @@ const MAX_CONNECTIONS: &str = "9500";
 const FEW_THREADS: &str = "40";
 /// Which user is bound by limits of threads.
 const NOBODY: &str = "65534";
+
+impl Holds {
+    /// The most of each.
+    pub(crate) fn max(self, other: Holds) -> Holds {
+        Holds {
+            heap: self.heap.max(other.heap),
+            threads: self.threads.max(other.threads),
+            files: self.files.max(other.files),
+            resident_kib: self.resident_kib.max(other.resident_kib),
+        }
+    }
+}
 
 impl Target {
     pub(crate) fn start() -> Target {
@@ -89,11 +103,13 @@ impl Target {
     pub(crate) fn start_by(command: &mut Command) -> Target {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the server's process");
         let stdin = child.stdin.take().expect("stdin");
-        let mut stdout = BufReader::new(child.stdout.take().expect("stdout")).lines();
-        let first = stdout.next().expect("where it listens").expect("where it listens");
+        let stdout = BufReader::new(child.stdout.take().expect("stdout")).lines();
+        let (sender, said) = mpsc::channel();
+        thread::spawn(move || stdout.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let first = said.recv_timeout(PATIENCE).expect("where it listens");
         let addresses: Vec<String> = serde_json::from_str(&first).expect("addresses");
         let [lines, frames, packets] = [0, 1, 2].map(|index: usize| addresses[index].parse().expect("an address"));
-        Target { child, stdin, stdout, lines, frames, packets, started: Instant::now(), folder: None }
+        Target { child, stdin, said, lines, frames, packets, started: Instant::now(), folder: None }
     }
 
     fn tell(&mut self, line: &str) {
@@ -101,7 +117,7 @@ impl Target {
     }
 
     fn hear(&mut self) -> Value {
-        let line = self.stdout.next().expect("it lives").expect("a line");
+        let line = self.said.recv_timeout(PATIENCE).expect("it answers its tester");
         serde_json::from_str(&line).expect("JSON")
     }
 

@@ -92,6 +92,7 @@ impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
         port.open = phase == Phase::Serving;
         port.forget_time();
         port.time_out();
+        port.hear_call();
         self.deliver();
         let port = &mut self.socket.port;
         match phase {

@@ -43,6 +43,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         self.count_sent();
         self.conn.link.state = LinkState::Closed;
         let _ = catch(|| self.conn.link.port.end());
+        // It may have been about to sleep; who is called while `on_close` runs is not to take it for a sleeper.
+        self.sleeper.mark_awake();
         self.conn.link.registered.count_closed(&reason);
         if let Err(message) = catch(|| self.run_on_close(&reason)) {
             self.core.log_callback(self.conn.id(), &format!("on_close panicked: {}", foreign(message)));
@@ -55,9 +57,9 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if flushed && !is_aborted {
             self.conn.link.wire.stream.end_tls();
         }
+        // `on_close` may have submitted something.
+        self.conn.link.port.leave_line();
         if may_be_sending && !self.is_quiet() {
-            // `on_close` may have submitted something.
-            self.conn.link.port.leave_line();
             self.linger();
         }
     }
