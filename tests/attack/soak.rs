@@ -12,7 +12,7 @@ use crate::target::{Holds, Target};
 /// So many attack at the same time, each in one way for a moment, and then in another.
 const ATTACKERS: usize = 8;
 /// Afterwards as before, the tables of the server may have grown; but not with the length of the soak.
-const HEAP_SLACK: u64 = 1 << 20;
+const HEAP_SLACK: u64 = 4 << 20;
 
 /// Panics where anything is not where it began, or a well-behaved client noticed, unless the machine is noisy.
 pub(crate) fn run(time: Duration, noisy: bool) {
