@@ -2,6 +2,7 @@
 
 mod delivery;
 mod early;
+mod full_queue;
 mod wait;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -272,54 +273,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
     }
 
-    /// Whether this submitter should bring no more for now: it is at its cap in flight, or the queue was full
-    /// when it submitted and has not drained to half since. It is woken when that is over.
-    #[inline]
-    pub(crate) fn should_pause(&mut self) -> bool {
-        self.hear_call();
-        self.held_back.is_some() || self.counted >= self.config.max_in_flight
-    }
-
-    /// If it waits for room and is called, it goes on; and others are called while it does something else.
-    #[inline]
-    pub(crate) fn hear_call(&mut self) {
-        if let Some(place) = self.held_back {
-            self.look_for_room(place);
-        }
-    }
-
-    #[cold]
-    fn look_for_room(&mut self, place: usize) {
-        let queue = &self.room.queue;
-        let is_called = queue.waiters.is_called(place);
-        // Few are called, so there is a place for each until the queue is full again; else the first to submit would
-        // send all others back to the end of the line.
-        let has_room = queue.has_room() || is_called && queue.len() < queue.capacity();
-        if has_room || is_called {
-            self.leave_line();
-        }
-        if is_called && !has_room {
-            self.hold_back();
-        }
-    }
-
     /// Whether this thread may wait for task workers: if it is one of them, it might wait for itself.
     pub(crate) fn may_wait(&self) -> bool {
         !self.room.owns_thread()
-    }
-
-    /// Blocks until there may be room in the queue, and says how to submit then; `None` once the deadline has come.
-    pub(super) fn room_by(&mut self, deadline: Instant) -> Option<WhenFull> {
-        if Instant::now() >= deadline {
-            return None;
-        }
-        let bell = self.bell.get_or_insert_default();
-        let queue = &self.room.queue;
-        let place = queue.waiters.register(Arc::clone(bell) as Arc<dyn Wake>);
-        let in_time = bell.wait_until(deadline, || queue.has_room() || queue.waiters.is_called(place));
-        let is_called = queue.waiters.is_called(place);
-        queue.waiters.leave(place, || queue.has_room());
-        in_time.then_some(if is_called { WhenFull::RefuseInTurn } else { WhenFull::RefuseAtCap })
     }
 
     /// Whether there may be one more repetition.
@@ -336,18 +292,6 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// A repetition that is to end with this.
     pub(super) fn keep_repetition(&mut self, id: TaskId, ended: Weak<AtomicBool>) {
         self.repetitions.push((id, ended));
-    }
-
-    /// Registers first and looks second; whoever drains the queue takes first and looks for us second.
-    #[cold]
-    fn hold_back(&mut self) {
-        if self.room.queue.has_room() {
-            return;
-        }
-        self.held_back = Some(self.room.queue.waiters.register(Arc::clone(&self.wake)));
-        if self.room.queue.has_room() {
-            self.leave_line();
-        }
     }
 
     /// How many tasks have no outcome delivered yet, of those that this submitter is to hear of.
@@ -385,16 +329,6 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
         if self.aside.is_empty() {
             self.aside = VecDeque::new();
-        }
-    }
-}
-
-impl<T, R, C> Port<T, R, C> {
-    /// Waits for room in the queue no longer.
-    pub(crate) fn leave_line(&mut self) {
-        if let Some(place) = self.held_back.take() {
-            let queue = &self.room.queue;
-            queue.waiters.leave(place, || queue.has_room());
         }
     }
 }
