@@ -1,5 +1,4 @@
-//! Clients that have been idle: what is sent to them from elsewhere goes out without their worker, and nothing else
-//! differs.
+//! Clients that only listen: what is sent to them from elsewhere goes out without their worker, and nothing else differs.
 
 #![allow(clippy::unit_arg)]
 
@@ -81,6 +80,27 @@ fn their_worker_sleeps_on_while_they_are_sent_to() {
         assert!(after.sent_at > before.sent_at && after.received_at == before.received_at);
         // Its worker is there again when it is needed.
         assert_eq!(client.ask("hello"), "hello");
+        house.server.stop();
+        return;
+    };
+    succeeds(child);
+}
+
+#[test]
+fn their_worker_sleeps_on_though_they_are_sent_to_without_pause() {
+    let Some(child) = in_child!() else {
+        let house = house(Limits::new());
+        let mut client = house.server.client();
+        assert_eq!(client.ask("hello"), "hello");
+        let (id, _) = house.connected.next();
+        let sleeps = sleeps_of_workers();
+        for number in 0..1000 {
+            house.server.handle.send(id, format!("{number}\n")).unwrap();
+            assert_eq!(client.line(), number.to_string());
+        }
+        // Until it sleeps again after the first of them, each may wake it.
+        let slept = sleeps_of_workers() - sleeps;
+        assert!(slept < 50, "it was woken {slept} times");
         house.server.stop();
         return;
     };

@@ -4,6 +4,8 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -102,6 +104,43 @@ fn many_connections_at_a_full_queue_all_go_on_once_it_drains() {
         gate.open();
     });
     assert_eq!(server.stop().tasks.delivered, (CLIENTS * LINES) as u64);
+}
+
+/// However many others come, bring one task each, and so keep the queue fuller than half.
+#[test]
+fn who_waits_for_room_goes_on_though_others_always_take_it() {
+    const LINES: usize = 100;
+    let server = run(Server::builder()
+        .framing(Framing::lines())
+        .task_worker_num(1)
+        .queue_capacity(4)
+        .on_receive(|conn, line| conn.task(line.to_vec()).map(|_| ()).map_err(Into::into))
+        .on_task(|_, line| {
+            // Slower than those who come.
+            thread::sleep(Duration::from_millis(1));
+            Ok([&line[..], b"\n"].concat())
+        })
+        .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
+        .bind("127.0.0.1:0")
+        .unwrap());
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    assert_eq!(server.client().ask("once"), "once");
+                }
+            });
+        }
+        eventually("the queue is full", || server.handle.stats().tasks.queued > 4);
+        let mut client = server.client();
+        let writing = flood(&client, LINES);
+        let answered = catch_unwind(AssertUnwindSafe(|| all_answers(&mut client, LINES)));
+        is_done.store(true, Ordering::Relaxed);
+        writing.join().unwrap();
+        answered.unwrap();
+    });
+    server.stop();
 }
 
 #[test]

@@ -1,68 +1,99 @@
 //! Threads without a connection, and the handing over of the next one. The last to come is the first to go: its memory is
 //! still in the caches, and the others may end.
 //!
+//! They end one after the other. Where a thousand clients go at once, a thousand threads that end at once would hold up
+//! those who stay: each takes longer over it than over a request, and most of that under a lock of the whole process.
+//!
 //! A rendezvous channel would do the same, but spins and yields before it sleeps, which here takes longer than serving a
 //! client that asks one thing.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
+
+/// At least so long after one thread the next ends.
+const GAP: Duration = Duration::from_micros(200);
 
 /// `J` is the job that is handed over.
 pub(super) struct IdleThreads<J> {
-    most: usize,
+    /// How long one is kept.
+    time: Duration,
     seats: Mutex<Seats<J>>,
 }
 
 struct Seats<J> {
-    waiting: Vec<Arc<Seat<J>>>,
+    /// Those who wait, the first to have come in front.
+    waiting: VecDeque<Arc<Seat<J>>>,
     closed: bool,
 }
 
 struct Seat<J> {
+    since: Instant,
+    /// Parked by what is the thread's own: a condition variable takes memory for each that ever waits, and keeps it.
+    thread: Thread,
     turn: Mutex<Turn<J>>,
-    changed: Condvar,
 }
 
 enum Turn<J> {
     Waits,
+    /// Nobody has waited for longer: it is the next to end, then.
+    EndsAt(Instant),
     Has(J),
     GoesHome,
 }
 
 impl<J> IdleThreads<J> {
-    /// For at most so many threads.
-    pub(super) fn new(most: usize) -> IdleThreads<J> {
-        IdleThreads { most, seats: Mutex::new(Seats { waiting: Vec::new(), closed: false }) }
+    pub(super) fn new(time: Duration) -> IdleThreads<J> {
+        IdleThreads { time, seats: Mutex::new(Seats { waiting: VecDeque::new(), closed: false }) }
     }
 
     /// Hands a job to a waiting thread; back to the caller if there is none.
     pub(super) fn hand_over(&self, job: J) -> Result<(), J> {
         let mut seats = self.seats.lock();
-        let Some(seat) = seats.waiting.pop() else { return Err(job) };
+        let Some(seat) = seats.waiting.pop_back() else { return Err(job) };
         seat.take(Turn::Has(job));
         drop(seats);
-        seat.changed.notify_one();
+        seat.thread.unpark();
         Ok(())
     }
 
-    /// Blocks for the next job; `None` if there are enough idle threads, the time is over, or there will be no more.
-    pub(super) fn wait(&self, time: Duration) -> Option<J> {
-        let seat = Arc::new(Seat { turn: Mutex::new(Turn::Waits), changed: Condvar::new() });
+    /// Blocks for the next job; `None` if the thread is to end, since its time is over or there will be no more.
+    pub(super) fn wait(&self) -> Option<J> {
+        let now = Instant::now();
+        let seat = Arc::new(Seat { since: now, thread: thread::current(), turn: Mutex::new(Turn::Waits) });
         {
             let mut seats = self.seats.lock();
-            if seats.closed || seats.waiting.len() >= self.most {
+            if seats.closed {
                 return None;
             }
-            seats.waiting.push(Arc::clone(&seat));
+            if seats.waiting.is_empty() {
+                seat.take(Turn::EndsAt(now + self.time));
+            }
+            seats.waiting.push_back(Arc::clone(&seat));
         }
-        if let Some(turn) = seat.wait_until(Instant::now() + time) {
+        if let Some(turn) = seat.wait() {
             return turn.job();
         }
-        // Whoever takes a seat out gives it its turn under this lock. So from here on there is a turn, or there is none.
-        self.seats.lock().waiting.retain(|waiting| !Arc::ptr_eq(waiting, &seat));
-        std::mem::replace(&mut *seat.turn.lock(), Turn::GoesHome).job()
+        let next = {
+            let mut seats = self.seats.lock();
+            // Whoever takes a seat out gives it its turn under this lock. So there is a turn, or it is still here.
+            if !seats.waiting.front().is_some_and(|first| Arc::ptr_eq(first, &seat)) {
+                return std::mem::replace(&mut *seat.turn.lock(), Turn::GoesHome).job();
+            }
+            seats.waiting.pop_front();
+            let next = seats.waiting.front().map(Arc::clone);
+            if let Some(next) = &next {
+                next.take(Turn::EndsAt((next.since + self.time).max(Instant::now() + GAP)));
+            }
+            next
+        };
+        if let Some(next) = next {
+            next.thread.unpark();
+        }
+        None
     }
 
     /// Nobody waits from here on.
@@ -75,7 +106,7 @@ impl<J> IdleThreads<J> {
         }
         drop(seats);
         for seat in waiting {
-            seat.changed.notify_one();
+            seat.thread.unpark();
         }
     }
 }
@@ -85,15 +116,20 @@ impl<J> Seat<J> {
         *self.turn.lock() = turn;
     }
 
-    /// `None` if the time is over.
-    fn wait_until(&self, deadline: Instant) -> Option<Turn<J>> {
-        let mut turn = self.turn.lock();
-        while matches!(*turn, Turn::Waits) {
-            if self.changed.wait_until(&mut turn, deadline).timed_out() && matches!(*turn, Turn::Waits) {
-                return None;
+    /// `None` if its time is over.
+    fn wait(&self) -> Option<Turn<J>> {
+        loop {
+            let end = match &mut *self.turn.lock() {
+                Turn::Waits => None,
+                Turn::EndsAt(end) => Some(*end),
+                turn => return Some(std::mem::replace(turn, Turn::GoesHome)),
+            };
+            match end.map(|end| end.saturating_duration_since(Instant::now())) {
+                None => thread::park(),
+                Some(Duration::ZERO) => return None,
+                Some(left) => thread::park_timeout(left),
             }
         }
-        Some(std::mem::replace(&mut *turn, Turn::GoesHome))
     }
 }
 
@@ -101,7 +137,7 @@ impl<J> Turn<J> {
     fn job(self) -> Option<J> {
         match self {
             Turn::Has(job) => Some(job),
-            Turn::Waits | Turn::GoesHome => None,
+            Turn::Waits | Turn::EndsAt(_) | Turn::GoesHome => None,
         }
     }
 }
@@ -110,7 +146,6 @@ impl<J> Turn<J> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::thread;
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -122,37 +157,41 @@ mod tests {
 
     #[test]
     fn the_last_to_come_is_the_first_to_go_and_the_rest_go_home() {
-        let threads = IdleThreads::new(10);
+        let threads = IdleThreads::new(LONG);
         thread::scope(|scope| {
-            let first = scope.spawn(|| threads.wait(LONG));
+            let first = scope.spawn(|| threads.wait());
             wait_for_idle(&threads, 1);
-            let second = scope.spawn(|| threads.wait(LONG));
+            let second = scope.spawn(|| threads.wait());
             wait_for_idle(&threads, 2);
             threads.hand_over(7).unwrap();
             assert_eq!(second.join().unwrap(), Some(7));
             threads.close();
             assert_eq!(first.join().unwrap(), None);
         });
-        assert_eq!((threads.hand_over(8), threads.wait(LONG)), (Err(8), None));
+        assert_eq!((threads.hand_over(8), threads.wait()), (Err(8), None));
     }
 
     #[test]
-    fn no_more_threads_wait_than_may_and_none_for_longer() {
-        let threads: IdleThreads<usize> = IdleThreads::new(0);
-        assert_eq!(threads.wait(LONG), None);
-        let threads: IdleThreads<usize> = IdleThreads::new(1);
-        assert_eq!(threads.wait(Duration::from_millis(1)), None);
+    fn threads_whose_time_is_over_end_one_after_the_other() {
+        const TIME: Duration = Duration::from_millis(20);
+        let threads: IdleThreads<usize> = IdleThreads::new(TIME);
+        let start = Instant::now();
+        thread::scope(|scope| {
+            let all: Vec<_> = (0..50).map(|_| scope.spawn(|| threads.wait())).collect();
+            all.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), None));
+        });
+        assert!(start.elapsed() >= TIME + 49 * GAP, "{:?}", start.elapsed());
         assert_eq!(threads.hand_over(1), Err(1), "nobody waits any more");
     }
 
     #[test]
     fn a_job_that_is_handed_over_just_as_the_time_is_over_is_not_lost() {
-        let (threads, done) = (IdleThreads::new(4), AtomicUsize::new(0));
+        let (threads, done) = (IdleThreads::new(Duration::from_micros(20)), AtomicUsize::new(0));
         let given = thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !threads.seats.lock().closed {
-                        let job: Option<usize> = threads.wait(Duration::from_micros(20));
+                        let job: Option<usize> = threads.wait();
                         done.fetch_add(job.map_or(0, |_| 1), Ordering::Relaxed);
                     }
                 });

@@ -49,6 +49,8 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     conn: Connection<T, R, S>,
     /// The buffers were not given back, or something has happened since.
     may_hold_buffers: bool,
+    /// Since it last woke it has done more than send what others have for its client.
+    has_served: bool,
     patience: Patience,
     /// Turns of the loop since the socket was last looked at.
     turns_awake: u32,
@@ -104,6 +106,11 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         self.conn.link.port.time_out();
         self.conn.link.port.hear_call();
         self.turns_awake += 1;
+    }
+
+    /// It does something that may take buffers, and is more than to send what others have for its client.
+    fn begin_to_serve(&mut self) {
+        (self.has_served, self.may_hold_buffers) = (true, true);
     }
 
     fn mailbox(&self) -> &Mailbox {

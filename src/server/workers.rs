@@ -15,9 +15,8 @@ use crate::net::Sleeper;
 use crate::panic::catch;
 use crate::task::Wake;
 
-/// How many threads without a connection are kept, and how long. Where clients come and go, starting and ending threads
-/// would take more time than serving them.
-const MAX_IDLE: usize = 128;
+/// How long a thread without a connection is kept. Where clients come and go, starting and ending threads would take more
+/// time than serving them.
 const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// Finds a thread for each connection. Dropped, it sends the idle threads home.
@@ -30,7 +29,7 @@ pub(super) struct Workers<T: Send + 'static, R: Send + 'static, S> {
 
 impl<T: Send + 'static, R: Send + 'static, S: 'static> Workers<T, R, S> {
     pub(super) fn new(service: Arc<Service<T, R, S>>) -> Self {
-        Workers { service, idle: Arc::new(IdleThreads::new(MAX_IDLE)), started: AtomicU64::new(0) }
+        Workers { service, idle: Arc::new(IdleThreads::new(IDLE_TIME)), started: AtomicU64::new(0) }
     }
 
     /// Gives the connection to a thread, which needs the sleeper only if it is a new one. Where none can be started, the
@@ -77,7 +76,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> WorkerThread<T, R, S> {
             }
             sleeper.renew();
             let waiting = entrance.upgrade().and_then(|entrance| entrance.next_waiting());
-            next = waiting.or_else(|| self.idle.wait(IDLE_TIME));
+            next = waiting.or_else(|| self.idle.wait());
         }
     }
 }

@@ -91,3 +91,20 @@ fn who_is_called_in_the_midst_of_something_else_holds_up_nobody() {
     waiters.leave(place, || true);
     assert!(waiters.is_called(place + 1));
 }
+
+#[test]
+fn one_is_called_for_every_fourth_task_that_is_taken_though_others_take_all_the_room() {
+    let (waiters, called) = line(5);
+    let take = |count: usize| (0..count).for_each(|_| waiters.taken(|| false));
+    take(3);
+    assert_eq!(called(), []);
+    take(1);
+    assert_eq!(called(), [0]);
+    take(4);
+    assert_eq!(called(), [0, 1]);
+    take(40);
+    assert_eq!(called(), [0, 1], "each of them has a turn still");
+    waiters.leave(1, || false);
+    take(4);
+    assert_eq!(called(), [0, 1, 2]);
+}

@@ -2,7 +2,8 @@
 //!
 //! A few at a time are called; each that leaves the line again, because it has found room or is gone, has the next one
 //! called while there is room. So thousands that wait cost no more than those that there is room for, where waking all
-//! of them would have most find the room taken.
+//! of them would have most find the room taken. And for one in a few tasks that are taken somebody is called though there
+//! is no room: those who have just come, and wait for nothing yet, could else keep the queue full for ever.
 //!
 //! No wake-up is lost: who waits registers first and looks for room second; who takes a task out makes room first and
 //! looks for those who wait second. Each puts a full fence between the two. And while somebody waits and there is room,
@@ -22,7 +23,12 @@ pub(super) struct Waiters {
     called: AtomicUsize,
     /// So many may be called at once.
     turns: usize,
+    /// Tasks that were taken while somebody waited, and there was no room.
+    taken: AtomicUsize,
 }
+
+/// For one in so many of them somebody is called all the same.
+const FAIR_SHARE: usize = 4;
 
 struct Line {
     waiting: BTreeMap<usize, Arc<dyn Wake>>,
@@ -35,7 +41,13 @@ struct Line {
 impl Waiters {
     pub(super) fn new(turns: usize) -> Waiters {
         let line = Line { waiting: BTreeMap::new(), next_place: 0, turns: BTreeSet::new() };
-        Waiters { awaited: AtomicBool::new(false), line: Mutex::new(line), called: AtomicUsize::new(0), turns }
+        Waiters {
+            awaited: AtomicBool::new(false),
+            line: Mutex::new(line),
+            called: AtomicUsize::new(0),
+            turns,
+            taken: AtomicUsize::new(0),
+        }
     }
 
     #[inline]
@@ -67,7 +79,7 @@ impl Waiters {
             None => {
                 line.turns.remove(&place);
                 drop(line);
-                self.call_some(has_room);
+                let _ = self.call_some(has_room);
             }
         }
     }
@@ -76,14 +88,21 @@ impl Waiters {
     #[inline]
     pub(super) fn taken(&self, has_room: impl Fn() -> bool) {
         fence(Ordering::SeqCst);
-        self.call_some(has_room);
+        if self.is_empty() || self.call_some(has_room) {
+            return;
+        }
+        if self.taken.fetch_add(1, Ordering::Relaxed) % FAIR_SHARE == FAIR_SHARE - 1 {
+            self.call(|turns| usize::from(turns < self.turns));
+        }
     }
 
-    #[inline]
-    fn call_some(&self, has_room: impl Fn() -> bool) {
-        if !self.is_empty() && has_room() {
+    /// Calls as many as there are turns for, if there is room; whether there is.
+    fn call_some(&self, has_room: impl Fn() -> bool) -> bool {
+        let has_room = !self.is_empty() && has_room();
+        if has_room {
             self.call(|turns| self.turns.saturating_sub(turns));
         }
+        has_room
     }
 
     /// A task worker finds nothing: calls some more, since those who were called may be busy with something else.

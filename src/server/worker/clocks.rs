@@ -9,7 +9,7 @@ use crate::server::close_reason::{CloseReason, Timeout};
 use crate::server::limits::Limits;
 
 /// A connection that has nothing to do for so long gives its buffers back.
-const IDLE_AFTER: Duration = Duration::from_secs(1);
+pub(super) const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// What the worker remembers of them.
 pub(super) struct Clocks {

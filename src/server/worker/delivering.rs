@@ -23,7 +23,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 break;
             }
             let Some(delivery) = self.conn.link.port.fetched() else { continue };
-            (self.clocks.at_work, self.may_hold_buffers) = (true, true);
+            self.clocks.at_work = true;
+            self.begin_to_serve();
             let callbacks = &self.service.callbacks.tasks;
             let returned = Port::run(delivery, &mut self.conn, |conn| &mut conn.link.port, callbacks);
             if let Err(error) = returned {
@@ -48,7 +49,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                     let _ = self.conn.link.wire.outbox.push_piece(piece);
                 }
                 Taken::Item(Item::Visit(run)) => {
-                    self.may_hold_buffers = true;
+                    self.begin_to_serve();
                     let returned = run(&mut self.conn);
                     self.log_if_failed("a closure from elsewhere", returned);
                     self.end_if_closing()?;
@@ -69,7 +70,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let now = Instant::now();
         for _ in 0..BATCH {
             let Some(mut due) = self.conn.link.timers.take_due(now) else { break };
-            self.may_hold_buffers = true;
+            self.begin_to_serve();
             let returned = match due.timer {
                 Timer::Once(run) => run(&mut self.conn),
                 Timer::Every(_, ref mut run) => {

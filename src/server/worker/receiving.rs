@@ -7,7 +7,7 @@ use crate::server::lifecycle::Phase;
 
 impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     pub(super) fn read(&mut self) -> Result<(), CloseReason> {
-        self.may_hold_buffers = true;
+        self.begin_to_serve();
         match self.input.fill(&mut self.conn.link.wire.stream) {
             Ok(0) => self.input_ended = true,
             Ok(n) => self.conn.link.registered.entry().tally.received(n, self.clocks.now),
@@ -22,11 +22,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     pub(super) fn may_receive(&mut self) -> bool {
         // Asked in every case: who waits for room in the queue and is called must not keep the turn to itself.
         let should_pause = self.conn.link.port.should_pause();
-        !should_pause
-            && self.phase == Phase::Serving
-            && !self.conn.link.paused
-            && !self.clocks.retired
-            && !self.is_congested()
+        !should_pause && self.may_read()
+    }
+
+    /// Whether to look what comes next. Also where the back room takes no more for now, as long as there is no frame: a
+    /// client that is gone waits for no room, and must not stand in line before those who do.
+    pub(super) fn may_read(&self) -> bool {
+        self.phase == Phase::Serving && !self.conn.link.paused && !self.clocks.retired && !self.is_congested()
     }
 
     /// Hands the frames that are here to `on_receive`, until a batch is full or the connection may receive no

@@ -120,6 +120,7 @@ impl<'a, T: Send + 'static, R: Send + 'static, S> Worker<'a, T, R, S> {
             is_peer_gone: false,
             sleeper,
             may_hold_buffers: true,
+            has_served: true,
             patience: Patience::new(),
             turns_awake: 0,
             phase: Phase::Serving,

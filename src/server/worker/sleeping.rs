@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::clocks::IDLE_AFTER;
 use super::{MAX_TURNS_AWAKE, Worker};
 use crate::server::close_reason::CloseReason;
 
@@ -35,7 +36,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             return Ok(());
         }
         self.turns_awake = 0;
-        let read = receive && !self.input_ended && !self.input.may_have_frame();
+        let read = self.may_read() && !self.input_ended && !self.input.may_have_frame();
         let has_buffered = read && (self.conn.link.wire.stream.has_buffered() || self.is_peer_gone);
         let idle = self.conn.link.port.in_flight() == 0 && self.may_hold_buffers;
         let slept_at = self.begin_rest();
@@ -46,13 +47,14 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if !self.may_keep_all() {
             return Err(CloseReason::Overloaded);
         }
+        let served = std::mem::replace(&mut self.has_served, false);
         let link = &self.conn.link;
         let write = !link.wire.outbox.is_empty();
         // `poll` would report again and again that the peer is gone.
         let source = (read || !self.is_peer_gone).then(|| link.wire.stream.as_fd());
         let mailbox = self.mailbox();
         // Not between two requests, where it would only cost.
-        let parked = (!self.may_hold_buffers && !write).then(|| link.wire.stream.park()).flatten();
+        let parked = (!served && !write).then(|| link.wire.stream.park()).flatten();
         let is_parked = parked.is_some();
         parked.into_iter().for_each(|socket| mailbox.park(socket));
         let slept = self.sleeper.sleep(source, read, write, timeout);
@@ -71,7 +73,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 Some(error) => return Err(CloseReason::Io(error)),
                 None => self.is_peer_gone = true,
             }
-        } else if idle && ready.timed_out && self.is_quiet() {
+        } else if idle && ready.timed_out && self.clocks.now - slept_at >= IDLE_AFTER {
             self.release_buffers();
         }
         // Last, since what has just been read was sent in time.

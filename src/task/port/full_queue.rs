@@ -27,9 +27,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     fn look_for_room(&mut self, place: usize) {
         let queue = &self.room.queue;
         let is_called = queue.waiters.is_called(place);
-        // Few are called, so there is a place for each until the queue is full again; else the first to submit would
-        // send all others back to the end of the line.
-        let has_room = queue.has_room() || is_called && queue.len() < queue.capacity();
+        // Few are called, and each may bring one task, as one may who has just come.
+        let has_room = queue.has_room() || is_called && queue.len() < queue.hard_limit();
         if has_room || is_called {
             self.leave_line();
         }
