@@ -123,11 +123,11 @@ fn who_waits_for_room_goes_on_though_others_always_take_it() {
         .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
         .bind("127.0.0.1:0")
         .unwrap());
-    let is_done = AtomicBool::new(false);
+    let (is_done, start) = (AtomicBool::new(false), Instant::now());
     thread::scope(|scope| {
         for _ in 0..16 {
             scope.spawn(|| {
-                while !is_done.load(Ordering::Relaxed) {
+                while !is_done.load(Ordering::Relaxed) && start.elapsed() < PATIENCE {
                     assert_eq!(server.client().ask("once"), "once");
                 }
             });
@@ -140,6 +140,7 @@ fn who_waits_for_room_goes_on_though_others_always_take_it() {
         writing.join().unwrap();
         answered.unwrap();
     });
+    assert!(start.elapsed() < PATIENCE, "only when no others came any more");
     server.stop();
 }
 

@@ -46,39 +46,36 @@ const fn attack(name: &'static str, unit: &'static str, attackers: usize, act: f
 }
 
 pub(crate) const ATTACKS: &[Attack] = &[
-    Attack { shows: Some("panicked"), ..attack("tasks that panic", "panics", 2, |it| it.asks_all(&["panic"])) },
-    Attack {
-        shows: Some("panicked"),
-        ..attack("panics whose payload panics when dropped", "panics", 2, |it| it.asks_all(&["bomb"]))
-    },
-    attack("callbacks that panic", "connections", 2, Attacker::makes_callbacks_panic),
-    attack("tasks without end on all task workers", "tasks", 1, |it| it.asks_all(&["deadline 200"])),
+    attack("tasks that panic", "panics", 2, |it| it.asks_all(&["panic"])).shows("panicked"),
+    attack("panics whose payload panics when dropped", "panics", 2, |it| it.asks_all(&["bomb"])).shows("panicked"),
+    attack("callbacks that panic", "connections", 2, Attacker::makes_callbacks_panic).shows("callbacks_panicked"),
+    attack("tasks without end on all task workers", "tasks", 1, |it| it.asks_all(&["deadline 200"])).shows("timed_out"),
     attack("a flood of tasks, answers not read", "lines", 4, Attacker::floods),
     attack("a flood of tasks from callbacks", "callbacks", 2, |it| it.asks_much("many 500")),
-    attack("clients gone before their result", "connections", 2, Attacker::leaves_early),
+    attack("clients gone before their result", "connections", 2, Attacker::leaves_early).shows("orphaned"),
     attack("clients that end their half first", "connections", 2, Attacker::ends_its_half),
     attack("resets before the accept", "connections", 2, Attacker::resets_at_once),
-    attack("resets in mid-frame", "connections", 2, Attacker::resets_in_mid_frame),
+    attack("resets in mid-frame", "connections", 2, Attacker::resets_in_mid_frame).shows("broken"),
     attack("2,000 connections at once, again and again", "connections", 4, Attacker::comes_in_hundreds),
-    attack("2,000 clients that send a byte now and then", "bytes", 2, Attacker::trickles),
-    attack("200 clients that take nothing", "requests", 2, Attacker::is_deaf),
-    attack("lengths that are lies", "frames", 2, Attacker::lies_about_lengths),
+    attack("2,000 clients that send a byte now and then", "bytes", 2, Attacker::trickles).shows("frame_timeouts"),
+    attack("200 clients that take nothing", "requests", 2, Attacker::is_deaf).shows("write_timeouts"),
+    attack("lengths that are lies", "frames", 2, Attacker::lies_about_lengths).shows("frames_too_long"),
     attack("random bytes", "bytes", 2, Attacker::sends_garbage),
-    attack("a flood of datagrams", "datagrams", 1, Attacker::floods_packets),
+    attack("a flood of datagrams", "datagrams", 1, Attacker::floods_packets).shows("packets"),
     attack("tasks that submit at a full queue", "tasks", 2, |it| it.asks_much("nested 200")),
     attack("finish closures that submit the next", "tasks", 2, |it| it.asks_all(&["chain 1000"])),
     attack("callbacks that wait for tasks", "waits", 4, |it| it.asks_all(&["wait"])),
     attack("cancels, retries, delays, deadlines, timers", "requests", 2, |it| {
         it.asks_all(&["cancel", "retry", "delay 1", "deadline 1", "timer 1", "high x"]);
-    }),
-    attack("one-way tasks of connections that close", "connections", 2, Attacker::leaves_tasks_behind),
-    attack("broadcasts to 500, half of them deaf", "broadcasts", 1, Attacker::broadcasts),
+    })
+    .shows("cancelled"),
+    attack("one-way tasks of connections that close", "connections", 2, Attacker::leaves_tasks_behind).shows("one_way"),
+    attack("broadcasts to 500, half of them deaf", "broadcasts", 1, Attacker::broadcasts).shows("write_timeouts"),
     attack("connections that ask once and go", "connections", 2, Attacker::comes_and_goes),
     Attack {
         beside: Some(Target::recycle),
-        shows: Some("recycled"),
         has_company: false,
-        ..attack("recycling without pause, under load", "tasks", 2, |it| it.asks_all(&["echo"]))
+        ..attack("recycling without pause, under load", "tasks", 2, |it| it.asks_all(&["echo"])).shows("recycled")
     },
     Attack {
         beside: Some(short_of_files),
@@ -87,16 +84,14 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
     Attack {
         start: Target::start_with_few_threads,
-        shows: Some("refused_connections"),
         has_company: false,
-        ..attack("no threads left", "connections", 2, Attacker::comes_in_crowds)
+        ..attack("no threads left", "connections", 2, Attacker::comes_in_crowds).shows("refused_connections")
     },
     Attack {
         start: Target::start_with_a_clock_that_jumps,
-        shows: Some("jumps"),
         has_company: false,
         beside: Some(Target::let_the_clock_jump),
-        ..attack("a clock that jumps by an hour, back and forth", "timers", 1, Attacker::times_timers)
+        ..attack("a clock that jumps by an hour, back and forth", "timers", 1, Attacker::times_timers).shows("jumps")
     },
     Attack {
         has_company: false,
@@ -109,6 +104,10 @@ fn short_of_files(target: &mut Target) {
 }
 
 impl Attack {
+    const fn shows(self, entry: &'static str) -> Attack {
+        Attack { shows: Some(entry), ..self }
+    }
+
     /// Runs until `stop`; how much was done, and what the server held when it held most.
     pub(crate) fn run(&self, target: &mut Target, stop: &Arc<AtomicBool>) -> (u64, Holds) {
         let attacker = Attacker { stop: Arc::clone(stop), ..Attacker::of(target) };
@@ -299,9 +298,13 @@ impl Attacker {
 
     fn is_deaf(&self) {
         self.again_and_again(|| {
-            let mut clients: Vec<Client> = (0..100).map(|_| slow_client(self.lines)).collect();
-            for client in &mut clients {
+            let mut clients: Vec<Client> = Vec::new();
+            for _ in 0..100 {
+                let mut client = slow_client(self.lines);
                 client.socket.get_mut().write_all(b"big 60000\n".repeat(10).as_slice())?;
+                clients.push(client);
+                // All at once, it would be the copying of 60 MB that others notice.
+                thread::sleep(Duration::from_millis(1));
             }
             self.waits(TIMEOUT + TIMEOUT / 2);
             Ok(1000)

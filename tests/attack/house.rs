@@ -145,8 +145,18 @@ fn count_jumps() {
 
 fn books(server: &ServerHandle) -> serde_json::Value {
     let stats = server.stats();
-    let tasks = stats.tasks;
+    let (tasks, closed) = (stats.tasks, stats.closed);
     json!({
+        "callbacks_panicked": closed.panicked,
+        "frame_timeouts": closed.frame_timeout,
+        "write_timeouts": closed.write_timeout,
+        "frames_too_long": closed.frame_too_long,
+        "broken": closed.io,
+        "timed_out": tasks.timed_out,
+        "retried": tasks.retried,
+        "orphaned": tasks.orphaned,
+        "one_way": tasks.one_way,
+        "packets": stats.packets_received,
         "jumps": JUMPS.load(Ordering::Relaxed),
         "heap": HEAP.current_usage(),
         "connections": stats.connections,

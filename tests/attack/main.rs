@@ -75,6 +75,10 @@ fn main() -> anyhow::Result<()> {
         }
         options => options.unwrap_or_else(|error| error.exit()),
     };
+    if cfg!(debug_assertions) {
+        println!("SKIPPED: without optimization the attacks would show nothing: cargo test --release --test attack");
+        return Ok(());
+    }
     match options.command {
         What::Serve { max_connections } => house::run(max_connections)?,
         What::Soak { minutes, noisy } => {
@@ -98,6 +102,7 @@ fn main() -> anyhow::Result<()> {
 /// Whether the well-behaved client hardly noticed. Panics where the server is not what it was before.
 fn is_withstood(attack: &Attack, time: Duration) -> bool {
     let Some(mut target) = (attack.start)() else {
+        assert!(std::env::var_os("BACKROOM_TEST_PROGRAMS").is_none(), "{} needs what is not here", attack.name);
         println!("SKIPPED: {}: this machine has not what it needs", attack.name);
         return true;
     };
@@ -124,7 +129,9 @@ fn is_withstood(attack: &Attack, time: Duration) -> bool {
     let books = target.books();
     assert_eq!(books.of("task_workers"), 4, "{books:?}");
     assert!(done > 0, "{} did nothing", attack.name);
-    if let Some(entry) = attack.shows {
+    // Nobody is closed by a timeout in less.
+    let shows = attack.shows.filter(|entry| !entry.ends_with("timeouts") || time > 2 * house::TIMEOUT);
+    if let Some(entry) = shows {
         assert!(books.of(entry) > books_before.of(entry), "{}: {entry} in {books:?}", attack.name);
     }
     let mut next = Client::connect(target.lines);

@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::HEAP_SLACK;
 use crate::attacks::{ATTACKS, Attack, Attacker};
+use crate::common::Client;
 use crate::pings::Pinger;
 use crate::settled;
 use crate::target::{Holds, Target};
 
 /// So many attack at the same time, each in one way for a moment, and then in another.
 const ATTACKERS: usize = 8;
-/// Afterwards as before, the tables of the server may have grown; but not with the length of the soak.
-const HEAP_SLACK: u64 = 4 << 20;
 
 /// Panics where anything is not where it began, or a well-behaved client noticed, unless the machine is noisy.
 pub(crate) fn run(time: Duration, noisy: bool) {
@@ -57,6 +57,10 @@ pub(crate) fn run(time: Duration, noisy: bool) {
     assert!(books.are_at_rest(), "{books:?}");
     let connections = ["accepted_connections", "refused_connections", "closed_connections"].map(|name| books.of(name));
     assert_eq!(connections[0], connections[1] + connections[2], "{books:?}");
+    assert_eq!((books.of("connections"), books.of("task_workers")), (0, 4), "{books:?}");
+    let mut next = Client::connect(target.lines);
+    assert_eq!([next.ask("ping"), next.ask("a task")], ["pong", "a task"], "it serves on");
+    drop(next);
     let Holds { heap, threads, files, .. } = before;
     assert_eq!((after.threads, after.files), (threads, files), "threads and descriptors");
     assert!(after.heap <= heap + HEAP_SLACK, "{heap} bytes before, {} after", after.heap);

@@ -30,6 +30,10 @@ fn this_program() -> PathBuf {
     std::env::current_exe().expect("current_exe")
 }
 
+fn is_there(program: &str) -> bool {
+    Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok()
+}
+
 /// What a process holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Holds {
@@ -66,7 +70,7 @@ impl Target {
 
     /// Needs root, since it becomes another user.
     pub(crate) fn start_with_few_threads() -> Option<Target> {
-        if !geteuid().is_root() {
+        if !geteuid().is_root() || !is_there("setpriv") || !is_there("prlimit") {
             return None;
         }
         let folder = TempDir::new("few_threads");
@@ -81,7 +85,9 @@ impl Target {
 
     /// By libfaketime, if that is installed; and only the time of day jumps, as it does on a machine.
     pub(crate) fn start_with_a_clock_that_jumps() -> Option<Target> {
-        Command::new("faketime").arg("--version").stdout(Stdio::null()).status().ok()?;
+        if !is_there("faketime") {
+            return None;
+        }
         let folder = TempDir::new("clock");
         fs::write(folder.join("clock"), "+0").expect("write");
         let mut command = Command::new(this_program());

@@ -57,7 +57,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let bell = self.bell.get_or_insert_default();
         let queue = &self.room.queue;
         let place = queue.waiters.register(Arc::clone(bell) as Arc<dyn Wake>);
-        let in_time = bell.wait_until(deadline, || queue.has_room() || queue.waiters.is_called(place));
+        // A shutdown calls all who wait, and so not who registers after it has begun.
+        let is_over = || queue.has_room() || queue.waiters.is_called(place) || self.room.crew.is_draining();
+        let in_time = bell.wait_until(deadline, is_over);
         let is_called = queue.waiters.is_called(place);
         queue.waiters.leave(place, || queue.has_room());
         in_time.then_some(if is_called { WhenFull::RefuseInTurn } else { WhenFull::RefuseAtCap })
