@@ -81,8 +81,8 @@ impl Default for ConnectionConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenQueueFull {
-    /// The task is accepted, and its connection's socket is not read again until the queue has drained to
-    /// half: whoever floods is slowed down by TCP. A connection that submits nothing is read all the same. The
+    /// The task is accepted, and its connection receives no further frame until the queue has drained to half and it is
+    /// its turn: whoever floods is slowed down by TCP. A connection that submits nothing receives all the same. The
     /// default. Callbacks that submit many, and connections that submit and go, are refused in the end: see
     /// [`queue_capacity`](crate::ServerBuilder::queue_capacity).
     #[default]

@@ -34,6 +34,7 @@ pub(crate) struct Attack {
 pub(crate) struct Attacker {
     lines: SocketAddr,
     frames: SocketAddr,
+    narrow: SocketAddr,
     packets: SocketAddr,
     stop: Arc<AtomicBool>,
     /// It stops then, whatever `stop` says.
@@ -142,8 +143,8 @@ impl Attack {
 
 impl Attacker {
     pub(crate) fn of(target: &Target) -> Attacker {
-        let Target { lines, frames, packets, .. } = *target;
-        Attacker { lines, frames, packets, stop: Arc::default(), until: None, done: Arc::default() }
+        let Target { lines, frames, narrow, packets, .. } = *target;
+        Attacker { lines, frames, narrow, packets, stop: Arc::default(), until: None, done: Arc::default() }
     }
 
     fn goes_on(&self) -> bool {
@@ -300,10 +301,10 @@ impl Attacker {
         self.again_and_again(|| {
             let mut clients: Vec<Client> = Vec::new();
             for _ in 0..100 {
-                let mut client = slow_client(self.lines);
+                let mut client = slow_client(self.narrow);
                 client.socket.get_mut().write_all(b"big 60000\n".repeat(10).as_slice())?;
                 clients.push(client);
-                // All at once, it would be the copying of 60 MB that others notice.
+                // All at once, it would be the copying of so much that others notice.
                 thread::sleep(Duration::from_millis(1));
             }
             self.waits(TIMEOUT + TIMEOUT / 2);
@@ -368,8 +369,8 @@ impl Attacker {
     }
 
     fn broadcasts(&self) {
-        let deaf = || (0..250).map(|_| slow_client(self.lines)).collect::<Vec<_>>();
-        let mut now_deaf = deaf();
+        let deaf = || (0..250).map(|_| slow_client(self.narrow)).collect::<Vec<_>>();
+        let (mut now_deaf, mut since) = (deaf(), Instant::now());
         let listening: Vec<TcpStream> = (0..250).map(|_| connect(self.lines).expect("connect")).collect();
         listening.iter().for_each(|socket| socket.set_nonblocking(true).expect("nonblocking"));
         let mut author = Client::connect(self.lines);
@@ -382,9 +383,9 @@ impl Attacker {
                 while socket.read(&mut chunk).is_ok_and(|count| count > 0) {}
             }
             self.count(1);
-            if self.done.load(Ordering::Relaxed) % 500 == 0 {
+            if since.elapsed() > TIMEOUT + TIMEOUT / 2 {
                 // Those before were closed for it.
-                now_deaf = deaf();
+                (now_deaf, since) = (deaf(), Instant::now());
             }
         }
         drop(now_deaf);

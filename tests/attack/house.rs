@@ -16,6 +16,8 @@ use backroom::{
 use peak_alloc::PeakAlloc;
 use serde_json::json;
 
+use crate::common::house::small_buffers;
+
 type Connection = backroom::Connection<Job, String>;
 
 /// Counts what is allocated: what is resident beyond that, the allocator keeps for the next time.
@@ -72,6 +74,8 @@ pub(crate) fn run(max_connections: usize) -> anyhow::Result<()> {
         .limits(limits)
         .listen(Listener::tcp("127.0.0.1:0").framing(Framing::lines()))
         .listen(Listener::tcp("127.0.0.1:0").framing(Framing::length_prefix(prefix)).name("frames"))
+        // Where the kernel keeps little for those who take nothing: mostly it would keep megabytes before anything waits.
+        .listen(Listener::tcp("127.0.0.1:0").framing(Framing::lines()).socket_options(small_buffers()).name("narrow"))
         .listen_udp("127.0.0.1:0");
     let server = builder
         .on_task(work)

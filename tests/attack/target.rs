@@ -20,6 +20,7 @@ pub(crate) struct Target {
     said: mpsc::Receiver<String>,
     pub(crate) lines: SocketAddr,
     pub(crate) frames: SocketAddr,
+    pub(crate) narrow: SocketAddr,
     pub(crate) packets: SocketAddr,
     started: Instant,
     /// What it was started from, or reads.
@@ -114,8 +115,9 @@ impl Target {
         thread::spawn(move || stdout.map_while(Result::ok).try_for_each(|line| sender.send(line)));
         let first = said.recv_timeout(PATIENCE).expect("where it listens");
         let addresses: Vec<String> = serde_json::from_str(&first).expect("addresses");
-        let [lines, frames, packets] = [0, 1, 2].map(|index: usize| addresses[index].parse().expect("an address"));
-        Target { child, stdin, said, lines, frames, packets, started: Instant::now(), folder: None }
+        let [lines, frames, narrow, packets] =
+            [0, 1, 2, 3].map(|index: usize| addresses[index].parse().expect("an address"));
+        Target { child, stdin, said, lines, frames, narrow, packets, started: Instant::now(), folder: None }
     }
 
     fn tell(&mut self, line: &str) {
