@@ -295,12 +295,11 @@
 //! # Limits
 //!
 //! [`task`](Connection::task) never blocks. When as many tasks wait as
-//! [`queue_capacity`](ServerBuilder::queue_capacity) allows, the connection that submitted is no longer read until half
-//! of them are done and it is its turn: a flooding client is slowed down by TCP, and everything else on that connection
-//! goes on. The same
-//! holds at [`max_tasks_in_flight`](ServerBuilder::max_tasks_in_flight). Who would rather be refused says so with
-//! [`when_queue_full`](ServerBuilder::when_queue_full), or uses [`try_task`](Connection::try_task), whose error hands
-//! the payload back.
+//! [`queue_capacity`](ServerBuilder::queue_capacity) allows, the connection that submitted receives no further frame until
+//! half of them are done and it is its turn: a flooding client is slowed down by TCP, and everything else on that
+//! connection goes on. The same holds at [`max_tasks_in_flight`](ServerBuilder::max_tasks_in_flight), until one is done.
+//! Who would rather be refused says so with [`when_queue_full`](ServerBuilder::when_queue_full), or uses
+//! [`try_task`](Connection::try_task), whose error hands the payload back.
 //!
 //! A client that takes too little, sends too slowly, too much or nothing at all runs into one of the [`Limits`], which
 //! closes its connection and no other; [`on_close`](ServerBuilder::on_close) is told which. docs/LIMITS.md has all limits

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backroom::{
-    BindError, CloseReason, Framing, Limits, SendError, Server, ServerBuilder, SocketOptions, TaskError, WhenQueueFull,
-    stage,
+    BindError, CloseReason, Framing, Limits, Priority, SendError, Server, ServerBuilder, SocketOptions, TaskError,
+    TaskOptions, WhenQueueFull, stage,
 };
 use common::house::{slow_client, small_buffers};
 use common::{Client, Events, Gate, PATIENCE, Running, events, eventually, run};
@@ -106,10 +106,53 @@ fn many_connections_at_a_full_queue_all_go_on_once_it_drains() {
     assert_eq!(server.stop().tasks.delivered, (CLIENTS * LINES) as u64);
 }
 
+#[test]
+fn who_waits_for_room_and_is_gone_is_closed() {
+    let (first, rest) = (Gate::default(), Gate::default());
+    let (pass_first, pass_rest) = (first.clone(), rest.clone());
+    let server = run(Server::builder()
+        .framing(Framing::lines())
+        .task_worker_num(1)
+        .queue_capacity(1)
+        .on_receive(|conn, line| {
+            let priority = if line == b"urgent" { Priority::High } else { Priority::Normal };
+            conn.with(TaskOptions::new().priority(priority)).task(line.to_vec())?;
+            Ok(())
+        })
+        .on_task(move |_, line| {
+            match &line[..] {
+                b"urgent" => {}
+                b"first" => pass_first.pass(),
+                _ => pass_rest.pass(),
+            }
+            Ok([&line[..], b"\n"].concat())
+        })
+        .on_finish(|conn, done| Ok(conn.send(done.into_result()?)?))
+        .bind("127.0.0.1:0")
+        .unwrap());
+    let ask = |line: &str, accepted| {
+        let mut client = server.client();
+        client.send(format!("{line}\n"));
+        eventually("it is accepted", || server.handle.stats().tasks.accepted == accepted);
+        client
+    };
+    let others = [("first", 1), ("second", 2), ("third", 3)].map(|(line, accepted)| ask(line, accepted));
+    let mut gone = ask("urgent", 4);
+    first.open();
+    assert_eq!(gone.line(), "urgent");
+    drop(gone);
+    // While the queue is as full as before.
+    eventually("it is closed", || server.handle.stats().closed.client == 1);
+    assert_eq!(server.handle.stats().tasks.queued, 1);
+    rest.open();
+    drop(others);
+    server.stop();
+}
+
 /// However many others come, bring one task each, and so keep the queue fuller than half.
 #[test]
 fn who_waits_for_room_goes_on_though_others_always_take_it() {
-    const LINES: usize = 100;
+    const LINES: usize = 30;
     let server = run(Server::builder()
         .framing(Framing::lines())
         .task_worker_num(1)
@@ -145,7 +188,7 @@ fn who_waits_for_room_goes_on_though_others_always_take_it() {
 }
 
 #[test]
-fn a_connection_at_its_cap_in_flight_is_not_read_but_hears_of_everything_else() {
+fn a_connection_at_its_cap_in_flight_receives_nothing_but_hears_of_everything_else() {
     let gate = Gate::default();
     let server = gated(&gate, |builder| builder.task_worker_num(1).max_tasks_in_flight(3));
     let mut client = server.client();

@@ -159,8 +159,8 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
         self.plain().try_task(data)
     }
 
-    /// A [`try_task`](Self::try_task) that, where the queue is full, waits up to `timeout` for it to be at most half
-    /// full; then [`QueueFull`](TaskError::QueueFull). At `max_tasks_in_flight`, at a shutdown, and in a task of the
+    /// A [`try_task`](Self::try_task) that, where the queue is full, waits up to `timeout` for its turn, which comes
+    /// once the queue is at most half full, or is kept from that by others; then [`QueueFull`](TaskError::QueueFull). At `max_tasks_in_flight`, at a shutdown, and in a task of the
     /// same pool it is refused at once. No finish closure runs meanwhile.
     ///
     /// ```

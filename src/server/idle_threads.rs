@@ -62,18 +62,17 @@ impl<J> IdleThreads<J> {
 
     /// Blocks for the next job; `None` if the thread is to end, since its time is over or there will be no more.
     pub(super) fn wait(&self) -> Option<J> {
-        let now = Instant::now();
-        let seat = Arc::new(Seat { since: now, thread: thread::current(), turn: Mutex::new(Turn::Waits) });
-        {
+        let seat = {
             let mut seats = self.seats.lock();
             if seats.closed {
                 return None;
             }
-            if seats.waiting.is_empty() {
-                seat.take(Turn::EndsAt(now + self.time));
-            }
+            let since = Instant::now();
+            let turn = if seats.waiting.is_empty() { Turn::EndsAt(since + self.time) } else { Turn::Waits };
+            let seat = Arc::new(Seat { since, thread: thread::current(), turn: Mutex::new(turn) });
             seats.waiting.push_back(Arc::clone(&seat));
-        }
+            seat
+        };
         if let Some(turn) = seat.wait() {
             return turn.job();
         }
@@ -173,14 +172,14 @@ mod tests {
 
     #[test]
     fn threads_whose_time_is_over_end_one_after_the_other() {
-        const TIME: Duration = Duration::from_millis(20);
-        let threads: IdleThreads<usize> = IdleThreads::new(TIME);
-        let start = Instant::now();
+        let threads: IdleThreads<usize> = IdleThreads::new(Duration::from_millis(500));
         thread::scope(|scope| {
             let all: Vec<_> = (0..50).map(|_| scope.spawn(|| threads.wait())).collect();
+            wait_for_idle(&threads, 50);
+            let first_ends = threads.seats.lock().waiting[0].since + threads.time;
             all.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), None));
+            assert!(Instant::now() >= first_ends + 49 * GAP, "{:?}", first_ends.elapsed());
         });
-        assert!(start.elapsed() >= TIME + 49 * GAP, "{:?}", start.elapsed());
         assert_eq!(threads.hand_over(1), Err(1), "nobody waits any more");
     }
 

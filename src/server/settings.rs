@@ -40,7 +40,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// How many tasks may wait for a task worker, those of all connections together, before
     /// [`when_queue_full`](Self::when_queue_full) decides. At least 1; default 10,000.
     ///
-    /// A bound on reading: what `task` submits beyond it is accepted, up to four times as many and one for each of
+    /// A bound on what is received: what `task` submits beyond it is accepted, up to four times as many and one for each of
     /// `max_connections`; it takes callbacks that submit many, or connections that submit and go, to come to that.
     /// `try_task`, tasks that submit tasks, and repetitions are refused at it, and above half of it while others wait
     /// for room. A connection looks how many wait once in up to 16 tasks.
@@ -55,7 +55,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// How many tasks of one connection may be in flight before its socket is no longer read. At least 1; default 64.
+    /// How many tasks of one connection may be in flight before it receives no further frame. At least 1; default 64.
     /// `try_task` refuses at it, and `task` at four times as many, which takes a callback that submits without end.
     /// Tasks that are delayed, waited for, one-way, or submitted by tasks or repetitions take no place; delayed ones
     /// count towards the four times.

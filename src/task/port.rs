@@ -60,7 +60,7 @@ pub(crate) struct Port<T, R, C> {
     repetitions: Vec<(TaskId, Weak<AtomicBool>)>,
     /// So many tasks may be submitted before it looks again how many wait.
     credit: usize,
-    /// Found the queue full after submitting, has not seen room since, and waits at this place in the line.
+    /// Found the queue full after submitting, and waits at this place in the line.
     held_back: Option<usize>,
     patience: Patience,
     /// What it waits for room with, once it has.

@@ -130,7 +130,7 @@ impl<T, R> Queue<T, R> {
             side_lanes: AtomicBool::new(false),
             capacity,
             submitters,
-            waiters: Waiters::new(TURNS),
+            waiters: Waiters::new(TURNS, capacity / 2),
         };
         queue.shared.lane(Priority::Normal);
         queue
@@ -226,6 +226,11 @@ impl<T, R> Queue<T, R> {
     /// Where even those who pause at the capacity are refused.
     pub(super) fn hard_limit(&self) -> usize {
         self.capacity.saturating_mul(HARD_LIMIT).saturating_add(self.submitters)
+    }
+
+    /// So full that not even who is called goes on: what is left up to the hard limit is for those who do at the same time.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.len() >= self.capacity.saturating_mul(HARD_LIMIT)
     }
 
     /// Whether who will not wait is refused: at the capacity, or while others wait for room, who might do so for ever

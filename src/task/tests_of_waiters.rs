@@ -19,7 +19,7 @@ impl Wake for Counts {
 
 /// A line of so many, with two turns, and who was called so far.
 fn line(size: usize) -> (Waiters, impl Fn() -> Vec<usize>) {
-    let waiters = Waiters::new(2);
+    let waiters = Waiters::new(2, 8);
     let all: Vec<_> = (0..size).map(|_| Arc::new(Counts::default())).collect();
     for (index, one) in all.iter().enumerate() {
         assert_eq!(waiters.register(Arc::clone(one) as Arc<dyn Wake>), index);
@@ -78,7 +78,7 @@ fn who_is_called_in_the_midst_of_something_else_holds_up_nobody() {
             false
         }
     }
-    let waiters = Waiters::new(1);
+    let waiters = Waiters::new(1, 0);
     let asleep = Arc::new(Counts::default());
     let places = [0, 1].map(|_| waiters.register(Arc::new(Busy)));
     let place = waiters.register(Arc::clone(&asleep) as Arc<dyn Wake>);
@@ -93,10 +93,10 @@ fn who_is_called_in_the_midst_of_something_else_holds_up_nobody() {
 }
 
 #[test]
-fn one_is_called_for_every_fourth_task_that_is_taken_though_others_take_all_the_room() {
+fn where_there_is_no_room_for_long_one_is_called_for_every_fourth_task_that_is_taken() {
     let (waiters, called) = line(5);
     let take = |count: usize| (0..count).for_each(|_| waiters.taken(|| false));
-    take(3);
+    take(11);
     assert_eq!(called(), []);
     take(1);
     assert_eq!(called(), [0]);
@@ -107,4 +107,11 @@ fn one_is_called_for_every_fourth_task_that_is_taken_though_others_take_all_the_
     waiters.leave(1, || false);
     take(4);
     assert_eq!(called(), [0, 1, 2]);
+    waiters.leave(0, || true);
+    assert_eq!(called(), [0, 1, 2, 3], "there is room, by which it begins anew");
+    waiters.leave(2, || false);
+    take(11);
+    assert_eq!(called(), [0, 1, 2, 3]);
+    take(1);
+    assert_eq!(called(), [0, 1, 2, 3, 4]);
 }

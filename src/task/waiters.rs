@@ -2,8 +2,8 @@
 //!
 //! A few at a time are called; each that leaves the line again, because it has found room or is gone, has the next one
 //! called while there is room. So thousands that wait cost no more than those that there is room for, where waking all
-//! of them would have most find the room taken. And for one in a few tasks that are taken somebody is called though there
-//! is no room: those who have just come, and wait for nothing yet, could else keep the queue full for ever.
+//! of them would have most find the room taken. And where there is none for long, since those who have just come and wait
+//! for nothing yet keep the queue full, somebody is called for one in a few tasks all the same.
 //!
 //! No wake-up is lost: who waits registers first and looks for room second; who takes a task out makes room first and
 //! looks for those who wait second. Each puts a full fence between the two. And while somebody waits and there is room,
@@ -25,9 +25,11 @@ pub(super) struct Waiters {
     turns: usize,
     /// Tasks that were taken while somebody waited, and there was no room.
     taken: AtomicUsize,
+    /// From so many on, others must be filling the queue; until then it may be draining.
+    patience: usize,
 }
 
-/// For one in so many of them somebody is called all the same.
+/// For one in so many of them somebody is called then.
 const FAIR_SHARE: usize = 4;
 
 struct Line {
@@ -39,7 +41,7 @@ struct Line {
 }
 
 impl Waiters {
-    pub(super) fn new(turns: usize) -> Waiters {
+    pub(super) fn new(turns: usize, patience: usize) -> Waiters {
         let line = Line { waiting: BTreeMap::new(), next_place: 0, turns: BTreeSet::new() };
         Waiters {
             awaited: AtomicBool::new(false),
@@ -47,6 +49,7 @@ impl Waiters {
             called: AtomicUsize::new(0),
             turns,
             taken: AtomicUsize::new(0),
+            patience,
         }
     }
 
@@ -91,7 +94,8 @@ impl Waiters {
         if self.is_empty() || self.call_some(has_room) {
             return;
         }
-        if self.taken.fetch_add(1, Ordering::Relaxed) % FAIR_SHARE == FAIR_SHARE - 1 {
+        let taken = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
+        if taken > self.patience && taken % FAIR_SHARE == 0 {
             self.call(|turns| usize::from(turns < self.turns));
         }
     }
@@ -100,6 +104,7 @@ impl Waiters {
     fn call_some(&self, has_room: impl Fn() -> bool) -> bool {
         let has_room = !self.is_empty() && has_room();
         if has_room {
+            self.taken.store(0, Ordering::Relaxed);
             self.call(|turns| self.turns.saturating_sub(turns));
         }
         has_room

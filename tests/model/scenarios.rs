@@ -169,7 +169,7 @@ pub fn a_submitter_that_waits_for_room_hears_of_a_task_that_is_taken_meanwhile()
         waiters: Waiters,
         tasks: Tasks,
     }
-    let queue = Arc::new(Queue { waiters: Waiters::new(1), tasks: Tasks(AtomicUsize::new(1)) });
+    let queue = Arc::new(Queue { waiters: Waiters::new(1, 0), tasks: Tasks(AtomicUsize::new(1)) });
     let worker = {
         let queue = Arc::clone(&queue);
         thread::spawn(move || {
@@ -192,7 +192,7 @@ pub fn of_two_submitters_that_wait_for_room_both_hear_of_one_task_that_is_taken(
         waiters: Waiters,
         tasks: Tasks,
     }
-    let queue = Arc::new(Queue { waiters: Waiters::new(1), tasks: Tasks(AtomicUsize::new(1)) });
+    let queue = Arc::new(Queue { waiters: Waiters::new(1, 0), tasks: Tasks(AtomicUsize::new(1)) });
     let waits = |queue: &Queue| {
         let signal = std::sync::Arc::new(Signal::new());
         let place = queue.waiters.register(std::sync::Arc::clone(&signal) as std::sync::Arc<dyn Wake>);

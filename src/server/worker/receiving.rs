@@ -9,7 +9,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     pub(super) fn read(&mut self) -> Result<(), CloseReason> {
         self.begin_to_serve();
         match self.input.fill(&mut self.conn.link.wire.stream) {
-            Ok(0) => self.input_ended = true,
+            Ok(0) => {
+                self.input_ended = true;
+                if !self.input.may_have_frame() {
+                    // It brings nothing more, and must not stand in line before those who do.
+                    self.conn.link.port.leave_line();
+                }
+            }
             Ok(n) => self.conn.link.registered.entry().tally.received(n, self.clocks.now),
             Err(error) if is_transient(&error) => {}
             Err(error) => return Err(read_error(error)),
@@ -25,8 +31,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         !should_pause && self.may_read()
     }
 
-    /// Whether to look what comes next. Also where the back room takes no more for now, as long as there is no frame: a
-    /// client that is gone waits for no room, and must not stand in line before those who do.
+    /// Whether to look what comes next. Also where the back room takes no more for now, as long as there is no frame: the
+    /// client may be gone.
     pub(super) fn may_read(&self) -> bool {
         self.phase == Phase::Serving && !self.conn.link.paused && !self.clocks.retired && !self.is_congested()
     }

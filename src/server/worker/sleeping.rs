@@ -73,7 +73,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 Some(error) => return Err(CloseReason::Io(error)),
                 None => self.is_peer_gone = true,
             }
-        } else if idle && ready.timed_out && self.clocks.now - slept_at >= IDLE_AFTER {
+        } else if idle && ready.timed_out && (self.clocks.now - slept_at >= IDLE_AFTER || self.is_quiet()) {
             self.release_buffers();
         }
         // Last, since what has just been read was sent in time.

@@ -8,7 +8,7 @@ use crate::task::Wake;
 
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Whether this submitter should bring no more for now: it is at its cap in flight, or the queue was full
-    /// when it submitted and has not drained to half since. It is woken when that is over.
+    /// when it submitted, and it was not called since. It is woken when that is over.
     #[inline]
     pub(crate) fn should_pause(&mut self) -> bool {
         self.hear_call();
@@ -27,8 +27,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     fn look_for_room(&mut self, place: usize) {
         let queue = &self.room.queue;
         let is_called = queue.waiters.is_called(place);
-        // Few are called, and each may bring one task, as one may who has just come.
-        let has_room = queue.has_room() || is_called && queue.len() < queue.hard_limit();
+        // Few are called, and each may bring what one callback does, as those may who have just come.
+        let has_room = queue.has_room() || is_called && !queue.is_crowded();
         if has_room || is_called {
             self.leave_line();
         }
