@@ -195,9 +195,16 @@ fn join(conn: &mut Connection, room: &str) -> anyhow::Result<()> {
     if room == *conn.session().room {
         return Ok(conn.send(format!("* You are in {room} already.\n"))?);
     }
-    submit(conn, Step::Leave(conn.id()))?;
-    conn.session_mut().room = room.into();
-    submit(conn, Step::Enter(conn.id(), Arc::clone(&conn.session().name)))
+    // The tasks of two rooms run beside one another, and nobody is to read what is said in both. What is typed meanwhile is
+    // said where one goes.
+    let left = std::mem::replace(&mut conn.session_mut().room, room.into());
+    let leave = Errand { room: Arc::clone(&left), step: Step::Leave(conn.id()) };
+    conn.with(TaskOptions::new().key(&left)).task_then(leave, |conn, _| {
+        conn.resume();
+        submit(conn, Step::Enter(conn.id(), Arc::clone(&conn.session().name)))
+    })?;
+    conn.pause();
+    Ok(())
 }
 
 fn rename(conn: &mut Connection, name: &str) -> anyhow::Result<()> {

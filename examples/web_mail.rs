@@ -60,13 +60,13 @@ struct Options {
     /// How many mails are sent at once
     #[arg(long, default_value_t = 2)]
     task_workers: usize,
-    /// How many mails may wait; one more is refused
+    /// How many mails may wait, to be tried again too; one more is refused
     #[arg(long, default_value_t = 1000)]
     queue: usize,
     /// How often a mail is tried
     #[arg(long, default_value_t = 5)]
     attempts: u32,
-    /// How long before the second attempt; twice as long before each further one
+    /// How long before the second attempt; twice as long before each further one, up to a minute
     #[arg(long, default_value_t = 2000)]
     retry_ms: u64,
     /// So much longer each mail takes, to see how they wait
@@ -120,7 +120,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn build(options: Options) -> anyhow::Result<Server> {
-    let board = Arc::new(Board::default());
+    let board = Arc::new(Board::new(options.queue.saturating_add(options.task_workers)));
     let retry = Retry::attempts(options.attempts)
         .backoff(Duration::from_millis(options.retry_ms), Duration::from_secs(60))
         .when(is_passing);
@@ -231,11 +231,11 @@ fn post(conn: &mut Connection, request: &Request<'_>) -> Response {
         Ok((message, form)) => (form, Arc::new(message)),
         Err(problem) => return json(Status::Unprocessable, to_json(&problem)),
     };
-    let submit = |number| conn.with(site.options.clone()).task_oneway(Mail { number, message });
+    let submit = |number| conn.with(site.options.clone()).task_oneway(Mail { number, message }).ok();
     match site.board.add(form.to, form.subject, submit) {
-        Ok(receipt) => json(Status::Accepted, to_json(&receipt)),
-        // The queue is full, or the server is about to end.
-        Err(_) => Response::error(Status::Unavailable).header("Retry-After", "5"),
+        Some(receipt) => json(Status::Accepted, to_json(&receipt)),
+        // There are too many, or the server is about to end.
+        None => Response::error(Status::Unavailable).header("Retry-After", "5"),
     }
 }
 

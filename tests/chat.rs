@@ -6,6 +6,7 @@ use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -117,6 +118,33 @@ fn who_leaves_is_sent_all_that_was_said_before_though_others_speak_on() {
     (0..50).for_each(|number| assert!(before.contains(&said(number)), "line {number} is missing"));
     // Somebody may speak between the goodbye and the closing.
     assert!(after.lines().all(|line| line == "ann: anybody?"), "{after:?}");
+}
+
+#[test]
+fn who_goes_to_another_room_reads_nothing_more_of_the_one_before() {
+    const TIMES: usize = 100;
+    let chat = Chat::open(&["--history", "0"]);
+    let mut ann = chat.guest("ann");
+    let mut eve = chat.guest("eve");
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                ann.send("still here\n".repeat(20));
+                (0..20).for_each(|_| drop(ann.reads("still here")));
+            }
+        });
+        for _ in 0..TIMES {
+            // Typed at once, and said in the kitchen.
+            eve.send("/join kitchen\nalone\n/join lobby\n");
+            let until_there = eve.reads("in kitchen, alone.");
+            let there = eve.reads("eve: alone");
+            is_done.store(there != ["* eve enters", "eve: alone"], Ordering::Relaxed);
+            assert_eq!(there, ["* eve enters", "eve: alone"], "{} lines before", until_there.len());
+            eve.reads("eve enters");
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]
@@ -333,7 +361,8 @@ fn openssl_talks_to_nc_over_tls() {
     converse(&mut terminals);
 }
 
-/// Measures: `cargo test --release --test chat -- --ignored --nocapture how_soon`.
+/// Measures: `cargo build --release --example chat`, then `cargo test --release --test chat -- --ignored --nocapture
+/// how_soon`.
 #[test]
 #[ignore = "takes minutes, and shows a figure"]
 fn how_soon_the_last_of_a_thousand_and_of_five_thousand_reads_what_one_says() {
@@ -341,11 +370,19 @@ fn how_soon_the_last_of_a_thousand_and_of_five_thousand_reads_what_one_says() {
     for members in [1_000, 5_000] {
         let chat = Chat::open(&["--history", "0"]);
         let mut audience = Audience::of(members, &chat);
-        let mut times: Vec<Duration> = (0..50).map(|number| audience.time(&format!("word-{number}"))).collect();
-        times.sort();
-        let at = |part: usize| times[(times.len() - 1) * part / 100].as_secs_f64() * 1e3;
-        println!("{members} members: the last reads it after {:.1} ms (5 % {:.1}, 95 % {:.1})", at(50), at(5), at(95));
+        let last = sorted((0..50).map(|number| audience.time(&format!("word-{number}"))));
+        let own = sorted((0..50).map(|_| audience.author_waits()));
+        println!(
+            "{members} members: the last reads it after {last}, its author's next command is answered after {own}"
+        );
     }
+}
+
+fn sorted(times: impl Iterator<Item = Duration>) -> String {
+    let mut times: Vec<Duration> = times.collect();
+    times.sort();
+    let at = |part: usize| times[(times.len() - 1) * part / 100].as_secs_f64() * 1e3;
+    format!("{:.2} ms (5 % {:.2}, 95 % {:.2})", at(50), at(5), at(95))
 }
 
 /// Many members, read by one thread.
@@ -371,6 +408,18 @@ impl Audience {
             author.reads("")[0] == format!("* lobby: {size}")
         });
         Audience { author, members, epoll }
+    }
+
+    /// How long the author, who has just said something, waits for the answer to a command.
+    fn author_waits(&mut self) -> Duration {
+        let start = Instant::now();
+        self.author.send("something to all\n/help\n");
+        let before = self.author.reads("leave");
+        let time = start.elapsed();
+        if !before.iter().any(|line| line.ends_with("something to all")) {
+            self.author.reads("something to all");
+        }
+        time
     }
 
     /// How long after the author has said this the last has read it.

@@ -27,10 +27,11 @@ thread_local! {
 }
 
 /// Told by the tasks what they do, and by the library how each has ended: a panic and a shutdown are ends as well.
-#[derive(Default)]
 pub(crate) struct Board {
     mails: Mutex<Mails>,
     server: OnceLock<ServerHandle>,
+    /// So many mails may be under way: queued, being sent, or to be tried again.
+    most: usize,
 }
 
 #[derive(Default)]
@@ -44,6 +45,8 @@ struct Mails {
     /// Of so many a task worker has begun the first attempt. They are taken in turn, so each mail that is queued waits
     /// for as many as its number says, less these, less itself.
     begun: u64,
+    /// So many are to be tried again, and may be before those as well.
+    retrying: u64,
 }
 
 /// A mail as it is shown. Nothing in it is fit for HTML; the page takes it for text.
@@ -75,11 +78,12 @@ enum State {
     },
 }
 
-/// What watchers are sent: some mails, the latest of them at first, and how many have begun.
+/// What watchers are sent: some mails, the latest of them at first, and how many have begun, and are to be tried again.
 #[derive(Serialize)]
 struct Event<'a> {
     mails: Vec<&'a Mail>,
     begun: u64,
+    retrying: u64,
 }
 
 /// A mail that was accepted.
@@ -91,21 +95,28 @@ pub(crate) struct Receipt {
 }
 
 impl Board {
+    pub(crate) fn new(most: usize) -> Board {
+        Board { mails: Mutex::default(), server: OnceLock::new(), most }
+    }
+
     /// Watchers are sent to by this server from now on.
     pub(crate) fn open(&self, server: &ServerHandle) {
         let _ = self.server.set(server.clone());
     }
 
-    /// Adds a mail if `submit`, which is given its number, has it accepted.
-    pub(crate) fn add<E>(
+    /// Adds a mail, unless there are as many as may be, or `submit`, which is given its number, has it refused.
+    pub(crate) fn add(
         &self,
         to: String,
         subject: String,
-        submit: impl FnOnce(u64) -> Result<TaskId, E>,
-    ) -> Result<Receipt, E> {
+        submit: impl FnOnce(u64) -> Option<TaskId>,
+    ) -> Option<Receipt> {
         // Held meanwhile, so that the task finds the mail here however soon it begins. What ends on this thread within
         // `submit`, in a shutdown that gives up, is put aside until then.
         let mut mails = self.mails.lock();
+        if mails.numbers.len() >= self.most {
+            return None;
+        }
         let number = mails.last + 1;
         SUBMITS.set(true);
         let submitted = submit(number);
@@ -116,12 +127,12 @@ impl Board {
         mails.numbers.insert(id, number);
         mails.mails.insert(number, Mail { number, task: task.clone(), to, subject, state: State::Queued });
         self.publish(&mails, number);
-        let ahead = number.saturating_sub(mails.begun + 1);
+        let ahead = number.saturating_sub(mails.begun + 1) + mails.retrying;
         drop(mails);
         for (id, how) in ENDED_MEANWHILE.take() {
             self.task_ended(id, how);
         }
-        Ok(Receipt { task, number, ahead })
+        Some(Receipt { task, number, ahead })
     }
 
     pub(crate) fn attempt_begins(&self, number: u64, attempt: u32) {
@@ -197,9 +208,10 @@ impl Observer for Board {
 
 impl Mails {
     fn set(&mut self, number: u64, state: State) {
-        if let Some(mail) = self.mails.get_mut(&number) {
-            mail.state = state;
-        }
+        let Some(mail) = self.mails.get_mut(&number) else { return };
+        let is_retrying = |state: &State| u64::from(matches!(state, State::Waiting { .. }));
+        self.retrying = self.retrying + is_retrying(&state) - is_retrying(&mail.state);
+        mail.state = state;
     }
 
     fn latest(&self) -> impl Iterator<Item = &Mail> {
@@ -211,7 +223,7 @@ impl Mails {
     }
 
     fn json<'a>(&self, mails: impl IntoIterator<Item = &'a Mail>) -> String {
-        to_json(&Event { mails: mails.into_iter().collect(), begun: self.begun })
+        to_json(&Event { mails: mails.into_iter().collect(), begun: self.begun, retrying: self.retrying })
     }
 
     fn forget_old(&mut self, ended: u64) {

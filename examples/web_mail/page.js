@@ -10,11 +10,14 @@ const live = document.getElementById("live");
 const mails = new Map();
 /** Of so many the first attempt has begun; a mail that is queued waits for the others before it. */
 let begun = 0;
+/** So many are to be tried again, and may come before it too. */
+let retrying = 0;
 
 const words = {
   queued: (mail) => {
-    const before = mail.number - begun - 1;
-    return before > 0 ? `queued, ${before} before it` : "queued, next";
+    const before = mail.number - begun - 1 + retrying;
+    if (before <= 0) return "queued, next";
+    return `queued, ${retrying > 0 ? "up to " : ""}${before} before it`;
   },
   sending: (mail) => (mail.attempt > 1 ? `sending, attempt ${mail.attempt}` : "sending"),
   waiting: (mail) => `attempt ${mail.attempt} failed, to be tried again`,
@@ -61,8 +64,8 @@ function show({ mail, row }) {
 }
 
 function told(event) {
-  const begunBefore = begun;
-  begun = event.begun;
+  const isMoved = begun !== event.begun || retrying !== event.retrying;
+  ({ begun, retrying } = event);
   const oldest = mails.size < most ? 0 : Math.min(...mails.keys());
   for (const mail of event.mails) {
     // One that came before all that are shown is not shown either.
@@ -73,7 +76,7 @@ function told(event) {
     show(known);
   }
   const all = [...mails.values()];
-  if (begun !== begunBefore) all.filter(({ mail }) => mail.state === "queued").forEach(show);
+  if (isMoved) all.filter(({ mail }) => mail.state === "queued").forEach(show);
   const count = (...states) => all.filter(({ mail }) => states.includes(mail.state)).length;
   const parts = [[count("queued", "sending", "waiting"), "on their way"], [count("failed"), "failed"]];
   summary.textContent = parts.filter(([n]) => n > 0).map(([n, what]) => `${n} ${what}`).join(", ");

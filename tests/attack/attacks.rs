@@ -63,7 +63,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("lengths that are lies", "frames", 2, Attacker::lies_about_lengths).shows("frames_too_long"),
     attack("random bytes", "bytes", 2, Attacker::sends_garbage),
     attack("a flood of datagrams", "datagrams", 1, Attacker::floods_packets).shows("packets"),
-    attack("tasks that submit at a full queue", "tasks", 2, |it| it.asks_much("nested 200")),
+    attack("tasks that submit at a full queue", "tasks", 2, |it| it.asks_much("nested 600")).shows("refused_tasks"),
     attack("finish closures that submit the next", "tasks", 2, |it| it.asks_all(&["chain 1000"])),
     attack("callbacks that wait for tasks", "waits", 4, |it| it.asks_all(&["wait"])),
     attack("cancels, retries, delays, deadlines, timers", "requests", 2, |it| {
@@ -436,9 +436,9 @@ impl Attacker {
                 clients.truncate(8000);
             }
             let Ok(mut client) = connect(self.lines) else { continue };
-            let _ = client.write_all(b"echo\n").and_then(|()| client.read_exact(&mut [0; 5]));
+            let answered = client.write_all(b"echo\n").and_then(|()| client.read_exact(&mut [0; 5]));
             clients.push(client);
-            self.count(1);
+            self.count(u64::from(answered.is_ok()));
         }
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use backroom::{
-    Framing, LengthPrefix, LengthType, Limits, Listener, Priority, Retry, Server, ServerHandle, TaskContext,
+    Framing, LengthPrefix, LengthType, Limits, Listener, Priority, Retry, Server, ServerHandle, TaskContext, TaskError,
     TaskOptions,
 };
 use peak_alloc::PeakAlloc;
@@ -24,6 +24,8 @@ type Connection = backroom::Connection<Job, String>;
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
 
+/// Tasks that tasks submitted, and the full queue refused.
+static REFUSED: AtomicU64 = AtomicU64::new(0);
 /// How often the time of day has jumped.
 static JUMPS: AtomicU64 = AtomicU64::new(0);
 
@@ -161,6 +163,7 @@ fn books(server: &ServerHandle) -> serde_json::Value {
         "orphaned": tasks.orphaned,
         "one_way": tasks.one_way,
         "packets": stats.packets_received,
+        "refused_tasks": REFUSED.load(Ordering::Relaxed),
         "jumps": JUMPS.load(Ordering::Relaxed),
         "heap": HEAP.current_usage(),
         "connections": stats.connections,
@@ -250,7 +253,9 @@ fn work(cx: &mut TaskContext<Job, String, (), ServerHandle>, job: Job) -> anyhow
         }
         Job::Nested(count) => {
             // At a full queue it is refused at once, and does not wait for itself.
-            let refused = (0..count).filter(|_| cx.task(Job::Echo("inner".to_owned())).is_err()).count();
+            let inner = || cx.task_oneway(Job::Echo("inner".to_owned())).err().map(|refusal| refusal.reason());
+            let refused = (0..count).filter(|_| inner() == Some(TaskError::QueueFull)).count();
+            REFUSED.fetch_add(refused as u64, Ordering::Relaxed);
             Ok(format!("{refused} refused"))
         }
         Job::Say(text) => Ok(format!("told {}", cx.server().broadcast(text + "\n").sent)),

@@ -173,7 +173,7 @@ fn curl_follows_the_events_while_mails_are_posted() {
     let mut curl = Command::new("curl");
     let mut curl = Program::start(curl.args(["-sSN", &(site.url() + "/events")]).stdout(Stdio::piped()));
     let mut lines = BufReader::new(curl.0.stdout.take().unwrap()).lines();
-    assert_eq!(lines.next().unwrap().unwrap(), r#"data: {"mails":[],"begun":0}"#);
+    assert_eq!(lines.next().unwrap().unwrap(), r#"data: {"mails":[],"begun":0,"retrying":0}"#);
     assert_eq!(site.post(&[("to", "ann@example.org")]).status, 202);
     let is_sent = |line: Result<String, _>| line.unwrap().contains(r#""state":"sent""#);
     assert!(lines.any(is_sent));

@@ -4,6 +4,7 @@ use std::thread;
 
 use super::site::{Browser, Site, posted};
 use crate::common::eventually;
+use crate::common::house::slow_client;
 use crate::test_name;
 
 const GET: &str = "GET /icon.svg HTTP/1.1\r\nHost: here\r\n\r\n";
@@ -234,6 +235,23 @@ fn a_client_that_is_refused_while_it_sends_hears_why() {
     let body = thread::spawn(move || std::io::Write::write_all(&mut writer, &[b'x'; 600_000]));
     assert_eq!(browser.answer().status, 413);
     let _ = body.join().unwrap();
+}
+
+#[test]
+fn who_reads_nothing_of_the_events_is_dropped_and_the_others_read_on() {
+    let site = Site::open(test_name!(), &[]);
+    let mut deaf = slow_client(site.addr);
+    deaf.send("GET /events HTTP/1.1\r\nHost: here\r\n\r\n");
+    let mut events = site.events();
+    let mut browser = site.browser();
+    let form = posted(&[("to", "ann@example.org"), ("subject", &"\u{10348}".repeat(200))]);
+    // More than the kernel takes for it, and may wait beyond that.
+    for number in 1..=3000 {
+        assert_eq!(browser.ask(&form).status, 202);
+        events.states_of(number, "sent");
+    }
+    let (_, is_reset) = deaf.until_closed();
+    assert!(is_reset);
 }
 
 #[test]

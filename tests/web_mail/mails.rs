@@ -89,6 +89,24 @@ fn a_mail_that_cannot_be_sent_is_tried_again_and_then_said_to_have_failed_and_wh
 }
 
 #[test]
+fn mails_that_are_to_be_tried_again_count_as_waiting_before_others_and_as_too_many() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let smtp = format!("smtp://{nobody}");
+    let limits = ["--task-workers", "1", "--queue", "2", "--retry-ms", "60000"];
+    let site = Site::open(test_name!(), &[["--smtp", &smtp].as_slice(), &limits].concat());
+    let mut events = site.events();
+    let mut browser = site.browser();
+    let form = posted(&[("to", "ann@example.org")]);
+    for number in 1..=3 {
+        let answer = browser.ask(&form);
+        assert_eq!((answer.status, &answer.json()["ahead"]), (202, &(number - 1).into()));
+        events.states_of(number, "waiting");
+    }
+    assert_eq!(site.events().next()["retrying"], 3);
+    assert_eq!(browser.ask(&form).status, 503);
+}
+
+#[test]
 fn the_longest_text_is_taken_in_any_writing_and_one_character_more_is_not() {
     let site = Site::open(test_name!(), &[]);
     for (character, line) in [("x", "\n"), ("\u{10348}", "\r\n")] {
