@@ -126,10 +126,11 @@ fn who_goes_to_another_room_reads_nothing_more_of_the_one_before() {
     let chat = Chat::open(&["--history", "0"]);
     let mut ann = chat.guest("ann");
     let mut eve = chat.guest("eve");
-    let is_done = AtomicBool::new(false);
+    let (is_done, start) = (AtomicBool::new(false), Instant::now());
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !is_done.load(Ordering::Relaxed) {
+            // Until the end of the test, however it ends.
+            while !is_done.load(Ordering::Relaxed) && start.elapsed() < PATIENCE {
                 ann.send("still here\n".repeat(20));
                 (0..20).for_each(|_| drop(ann.reads("still here")));
             }
