@@ -35,6 +35,15 @@ fn house(limits: Limits) -> House {
     House { server: run(server), connected, closed }
 }
 
+/// Who has asked something.
+fn house_with_a_client() -> (House, Client, ConnectionId) {
+    let house = house(Limits::new());
+    let mut client = house.server.client();
+    assert_eq!(client.ask("hello"), "hello");
+    let (id, _) = house.connected.next();
+    (house, client, id)
+}
+
 /// Longer than a worker with nothing to do keeps its buffers, and its socket to itself.
 fn wait_until_idle() {
     thread::sleep(Duration::from_millis(1300));
@@ -58,10 +67,7 @@ fn sleeps_of_workers() -> u64 {
 #[test]
 fn their_worker_sleeps_on_while_they_are_sent_to() {
     let Some(child) = in_child!() else {
-        let house = house(Limits::new());
-        let mut client = house.server.client();
-        assert_eq!(client.ask("hello"), "hello");
-        let (id, _) = house.connected.next();
+        let (house, mut client, id) = house_with_a_client();
         wait_until_idle();
         let (sleeps, before) = (sleeps_of_workers(), house.server.handle.connection(id).unwrap());
         for number in 0..100 {
@@ -89,10 +95,7 @@ fn their_worker_sleeps_on_while_they_are_sent_to() {
 #[test]
 fn their_worker_sleeps_on_though_they_are_sent_to_without_pause() {
     let Some(child) = in_child!() else {
-        let house = house(Limits::new());
-        let mut client = house.server.client();
-        assert_eq!(client.ask("hello"), "hello");
-        let (id, _) = house.connected.next();
+        let (house, mut client, id) = house_with_a_client();
         let sleeps = sleeps_of_workers();
         for number in 0..1000 {
             house.server.handle.send(id, format!("{number}\n")).unwrap();

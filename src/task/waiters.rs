@@ -82,7 +82,7 @@ impl Waiters {
             None => {
                 line.turns.remove(&place);
                 drop(line);
-                let _ = self.call_some(has_room);
+                self.call_some(has_room);
             }
         }
     }
