@@ -405,7 +405,7 @@ fn what_a_client_took_before_its_connection_failed_is_counted() {
         conn.send_file(open, 0, None).unwrap();
         writable.set_len(0).unwrap();
     });
-    assert_eq!(guest.client.until_closed(), (b"before".to_vec(), false));
+    assert_eq!(guest.client.until_closed(), (b"before".to_vec(), true));
     assert!(house.closed().starts_with("Io("));
     assert_eq!(house.handle().stats().traffic.bytes_sent, 6);
     house.server.stop();

@@ -971,6 +971,68 @@ fn what_is_no_record_in_the_middle_closes_the_connection() {
     served.running.stop();
 }
 
+/// Lines, each of which is answered.
+fn many_lines() -> String {
+    (0..3000).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn all_that_a_client_sent_before_it_closed_is_received_though_no_answer_can_be_sent() {
+    let (authority, tls) = authority_and_tls();
+    for version in [&TLS13, &TLS12] {
+        let served = serve(&tls);
+        let config = Arc::new(authority.client_of(&[version], None));
+        let mut client = served.client(Arc::clone(&config));
+        client.send(many_lines());
+        drop(client);
+        // With the end of the handshake come the lines and the end.
+        let mut connection = client_connection(config, HOST);
+        connection.writer().write_all(many_lines().as_bytes()).unwrap();
+        let mut client = TlsClient::shake_hands(TcpStream::connect(served.addr()).unwrap(), connection).unwrap();
+        client.socket.get_mut().flush().unwrap();
+        drop(client);
+        for _ in 0..2 {
+            let closed = served.closed.next();
+            assert!(closed.contains("BrokenPipe") || closed.contains("ConnectionReset"), "{closed}");
+        }
+        assert_eq!(served.running.handle.stats().traffic.frames_received, 6000);
+        served.running.stop();
+    }
+}
+
+#[test]
+fn what_a_client_sent_before_a_record_that_is_none_is_received() {
+    let (authority, tls) = authority_and_tls();
+    let served = serve(&tls);
+    let mut client = served.client(authority.client());
+    let mut flight = Vec::new();
+    client.tls().writer().write_all(b"one\ntwo\n").unwrap();
+    while client.tls().wants_write() {
+        client.tls().write_tls(&mut flight).unwrap();
+    }
+    flight.extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");
+    client.tcp().write_all(&flight).unwrap();
+    assert_eq!(served.closed.next(), "TlsFailed(\"the client does not speak TLS\")");
+    assert_eq!(served.running.handle.stats().traffic.frames_received, 2);
+    served.stop(client);
+}
+
+#[test]
+fn a_client_that_goes_on_sending_reads_why_tls_has_refused_it() {
+    let authority = Authority::new("ours");
+    let config = TlsConfig::new(authority.issue(&[HOST]).certificate()).require_clients(authority.pem());
+    let served = serve(&Tls::new(config).unwrap());
+    let config = Arc::new(authority.client_of(&[&TLS13], None));
+    for _ in 0..10 {
+        let mut client = TlsClient::connect(served.addr(), Arc::clone(&config));
+        client.send([b'x'; 64 * 1024]);
+        let error = client.rest().unwrap_err().to_string();
+        assert!(error.contains("CertificateRequired"), "{error}");
+        served.closed.next();
+    }
+    served.running.stop();
+}
+
 #[test]
 fn a_client_that_reads_late_gets_every_byte_and_the_outbox_stays_bounded() {
     const ANSWERS: usize = 100;

@@ -287,6 +287,11 @@ impl Outbox {
         self.blocked_since
     }
 
+    /// Forgets what waits: nobody will take it.
+    pub(crate) fn discard(&mut self) {
+        *self = Outbox::new(self.bounds);
+    }
+
     /// Gives the memory of an empty outbox back.
     pub(crate) fn release(&mut self) {
         if self.is_written() {

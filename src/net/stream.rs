@@ -55,6 +55,11 @@ impl Stream {
         Ok(n)
     }
 
+    /// The bytes of the socket itself, those of TLS still encrypted.
+    pub(crate) fn raw(&self) -> impl Read {
+        Quiet(&self.socket)
+    }
+
     /// The error that made `poll` report one; `None` if it was only that the client is gone.
     pub(crate) fn take_error(&self) -> Option<io::Error> {
         match self.socket.take_error() {

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,6 +14,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::asleep::Asleep;
+
+/// How long to wait before `poll` is tried again, where the kernel had no memory for it.
+const SHORT_OF_MEMORY: Duration = Duration::from_millis(10);
+/// How often a signal is tried.
+const ATTEMPTS: usize = 1000;
 
 /// The side of those who wake.
 pub(crate) struct Waker {
@@ -90,7 +96,7 @@ impl Sleeper {
     }
 
     /// Blocks until `source` is ready for what is asked of it, a wake-up, or the timeout. The sleeper is
-    /// awake when this returns. A signal ends it early, with nothing ready.
+    /// awake when this returns. A signal ends it early, with nothing ready; so does a kernel that is short of memory.
     pub(crate) fn sleep(
         &self,
         source: Option<BorrowedFd<'_>>,
@@ -121,6 +127,11 @@ impl Sleeper {
         let timed_out = match slept {
             Ok(events) => events == 0,
             Err(Errno::INTR) => return Ok(Ready::default()),
+            // The kernel has no memory for it just now, and nothing to wait on where it would say that it has again.
+            Err(Errno::AGAIN | Errno::NOMEM) => {
+                thread::sleep(SHORT_OF_MEMORY);
+                return Ok(Ready::default());
+            }
             Err(error) => return Err(error.into()),
         };
         if woken {
@@ -149,8 +160,10 @@ use socket_pair::WakeFd;
 mod event_fd {
     use std::io;
     use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+    use std::thread;
 
     use rustix::event::{EventfdFlags, eventfd};
+    use rustix::io::Errno;
 
     pub(super) struct WakeFd(OwnedFd);
 
@@ -159,9 +172,14 @@ mod event_fd {
             Ok(WakeFd(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
         }
 
-        /// Fails only where the counter is full, and then the sleeper wakes all the same.
+        /// Where the counter is full the sleeper wakes all the same. Otherwise no signal may be lost: it would sleep on.
         pub(super) fn signal(&self) {
-            let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+            for _ in 0..super::ATTEMPTS {
+                match rustix::io::write(&self.0, &1u64.to_ne_bytes()) {
+                    Ok(_) | Err(Errno::AGAIN) => return,
+                    Err(_) => thread::yield_now(),
+                }
+            }
         }
 
         /// Fails only where another wake-up was not pending after all.
@@ -183,6 +201,7 @@ mod socket_pair {
     use std::io::{self, Read, Write};
     use std::os::fd::{AsFd, BorrowedFd};
     use std::os::unix::net::UnixStream;
+    use std::thread;
 
     pub(super) struct WakeFd {
         reader: UnixStream,
@@ -197,9 +216,14 @@ mod socket_pair {
             Ok(WakeFd { reader, writer })
         }
 
-        /// Fails only where the buffer is full, and then the sleeper wakes all the same.
+        /// Where the buffer is full the sleeper wakes all the same. Otherwise no signal may be lost: it would sleep on.
         pub(super) fn signal(&self) {
-            let _ = (&self.writer).write(&[1]);
+            for _ in 0..super::ATTEMPTS {
+                match (&self.writer).write(&[1]) {
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => thread::yield_now(),
+                    _ => return,
+                }
+            }
         }
 
         pub(super) fn clear(&self) {

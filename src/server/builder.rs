@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 
-use super::close_reason::CloseReason;
+use super::close_reason::{CloseReason, Timeout};
 use super::connection::Connection;
 use super::handle::ServerHandle;
 use super::lifecycle::ShutdownReport;
@@ -295,6 +295,36 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     {
         let mut builder = self.settled();
         builder.callbacks.on_low_watermark = Some(Box::new(callback));
+        builder
+    }
+
+    /// Runs when a [time is over](crate::Timeout) and its connection is about to close for it: it may send something, which
+    /// is flushed before. Not for [`Timeout::Handshake`](crate::Timeout::Handshake), before which nothing can be sent,
+    /// nor for [`Timeout::Write`](crate::Timeout::Write), after which the client takes nothing. An error is logged.
+    ///
+    /// ```
+    /// use backroom::{Framing, Timeout};
+    ///
+    /// # fn main() -> Result<(), backroom::BindError> {
+    /// let server = backroom::Server::builder::<(), ()>()
+    ///     .framing(Framing::lines())
+    ///     .on_receive(|_conn, _line| Ok(()))
+    ///     .on_task(|_cx, ()| Ok(()))
+    ///     .on_timeout(|conn, timeout| match timeout {
+    ///         Timeout::Frame => Ok(conn.send("too slow\n")?),
+    ///         _ => Ok(conn.send("goodbye\n")?),
+    ///     })
+    ///     .bind("127.0.0.1:0")?;
+    /// # drop(server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_timeout<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
+    where
+        F: Fn(&mut Connection<T, R, S>, Timeout) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        let mut builder = self.settled();
+        builder.callbacks.on_timeout = Some(Box::new(callback));
         builder
     }
 

@@ -32,7 +32,8 @@ pub enum CloseReason {
     /// The client closed its sending half, and all it was owed is delivered. Over TLS also where it did not announce that
     /// (`close_notify`), so a protocol should say itself where its messages end.
     Client,
-    /// `close` was called, on the connection or on the server's handle.
+    /// `close` was called, on the connection or on the server's handle, and all that was sent before was written. Where
+    /// it could not be, the reason says why: [`Io`](Self::Io) or a [timeout](Timeout::Write).
     Server,
     /// `abort` was called, on the connection or on the server's handle.
     Aborted,
@@ -65,9 +66,10 @@ pub enum CloseReason {
     /// All connections together keep more than [`max_buffered`](crate::ServerBuilder::max_buffered), and this one is
     /// among those that keep much.
     Overloaded,
-    /// The socket failed; a reset by the client is
-    /// [`ConnectionReset`](std::io::ErrorKind::ConnectionReset) or
-    /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
+    /// The client cannot be sent anything more: it has reset the connection
+    /// ([`ConnectionReset`](std::io::ErrorKind::ConnectionReset)) or has closed it altogether before all was sent
+    /// ([`BrokenPipe`](std::io::ErrorKind::BrokenPipe)), the socket failed, or a file that was being sent. What the
+    /// client had sent until then was received.
     Io(io::Error),
 }
 
@@ -106,6 +108,12 @@ impl CloseReason {
                 | Overloaded
                 | Io(_)
         )
+    }
+
+    /// Nothing has failed until now.
+    pub(super) fn is_planned(&self) -> bool {
+        use CloseReason::{Client, Server, Shutdown, TimedOut};
+        matches!(self, Client | Server | Shutdown | TimedOut(_))
     }
 }
 

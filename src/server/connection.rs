@@ -93,6 +93,9 @@ impl<T, R, S> Connection<T, R, S> {
     /// callback has returned, with what else was sent in the same batch, or before that once 64 KiB have gathered.
     /// An error where the connection is closed or closing, where these do not fit into `max_outbox` beside what the
     /// client has not taken, and where they are more than that alone.
+    ///
+    /// Once a client is gone every send fails, and the callback may as well: what the client had sent before is received
+    /// all the same, and then the connection closes.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
         self.link.send(bytes)
     }
@@ -122,7 +125,8 @@ impl<T, R, S> Connection<T, R, S> {
 
     /// Reads no more from the client, until [`resume`](Self::resume); frames that are here already wait too. In
     /// `on_connect` it defers all reading. Everything else goes on. While paused, the connection is neither idle nor
-    /// silent, and that its client has closed is noticed only if it was by a reset. Swoole's `pause`, and
+    /// silent, unless its client has reset it: then nothing can be sent any more, and what the client had sent before
+    /// waits for `resume`. That it has closed in good order is noticed after that. Swoole's `pause`, and
     /// `enable_delay_receive`.
     pub fn pause(&mut self) {
         self.link.pause();

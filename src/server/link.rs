@@ -17,6 +17,7 @@ use crate::error::{SendError, SendFileError, TaskError, TryTaskError};
 #[cfg(feature = "tls")]
 use crate::net::TlsInfo;
 use crate::net::{Address, FileBudget, FilePart, Outbox, Piece, Stream};
+use crate::panic::drop_fenced;
 use crate::task::{BeforeWait, Finished, Port, Progress, TaskId, TaskOptions, With};
 
 /// A connection without its session: the client's socket on one side, the back room on the other. From
@@ -42,6 +43,12 @@ pub(super) struct Wire {
     pub(super) flushed: usize,
     /// Taken for sending, and not counted yet.
     pub(super) messages: u64,
+    /// Why nothing can be sent any more. What the client has sent before is received all the same.
+    pub(super) broken: Option<io::Error>,
+    /// The callback that runs was refused to send because of that.
+    pub(super) refused: bool,
+    /// The client does not get all that was taken for sending.
+    pub(super) is_short: bool,
 }
 
 /// Whether there is anyone to send to.
@@ -51,8 +58,6 @@ pub(super) enum LinkState {
     Closing,
     /// `abort` was called.
     Aborting,
-    /// A write failed while a callback ran.
-    Broken(io::Error),
     Closed,
 }
 
@@ -149,26 +154,32 @@ impl<T, R, S> Link<T, R, S> {
     /// Sends bytes to the client; see [`Connection::send`].
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), SendError> {
         let bytes = bytes.as_ref();
-        if !matches!(self.state, LinkState::Open) {
+        if !self.may_send() {
             return Err(SendError::Closed);
         }
         if bytes.len() > self.wire.outbox.limit() {
             return Err(SendError::TooLong);
         }
         if self.wire.outbox.push(bytes).is_err() {
-            self.write_through()?;
+            self.wire.flush();
+            if !self.may_send() {
+                return Err(SendError::Closed);
+            }
             self.wire.outbox.push(bytes).map_err(|_| SendError::OutboxFull)?;
         }
         self.wire.messages += u64::from(!bytes.is_empty());
         if self.wire.outbox.len() >= WRITE_THROUGH {
-            self.write_through()?;
+            self.wire.flush();
+            if !self.may_send() {
+                return Err(SendError::Closed);
+            }
         }
         Ok(())
     }
 
     /// Sends a part of a file to the client; see [`Connection::send_file`].
     pub fn send_file(&mut self, file: File, offset: u64, len: Option<u64>) -> Result<(), SendFileError> {
-        if !matches!(self.state, LinkState::Open) {
+        if !self.may_send() {
             return Err(SendFileError::Closed);
         }
         if let Some(part) = file_part(&self.server.core.registry.files, self.wire.outbox.files(), file, offset, len)? {
@@ -244,21 +255,50 @@ impl<T, R, S> Link<T, R, S> {
         self.timers.clear(timer)
     }
 
-    fn write_through(&mut self) -> Result<(), SendError> {
-        self.wire.flush().map_err(|error| {
-            self.state = LinkState::Broken(error);
-            SendError::Closed
-        })
+    #[inline]
+    fn may_send(&mut self) -> bool {
+        self.wire.refused |= self.wire.broken.is_some();
+        matches!(self.state, LinkState::Open) && self.wire.broken.is_none()
     }
 }
 
 impl Wire {
-    /// Writes what the client takes now.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        if !self.outbox.is_empty() || self.stream.wants_write() {
-            self.flushed += self.outbox.flush(&mut self.stream)?;
+    pub(super) fn new(stream: Stream, outbox: Outbox) -> Wire {
+        Wire { stream, outbox, flushed: 0, messages: 0, broken: None, refused: false, is_short: false }
+    }
+
+    /// What others send, for which there is room.
+    pub(super) fn push(&mut self, piece: Piece, messages: u64) {
+        self.messages += messages;
+        if self.broken.is_some() {
+            self.is_short = true;
+            drop_fenced(piece);
+        } else {
+            self.is_short |= self.outbox.push_piece(piece).is_err();
         }
-        Ok(())
+    }
+
+    /// Writes what the client takes now.
+    pub(super) fn flush(&mut self) {
+        if self.broken.is_some() || self.outbox.is_empty() && !self.stream.wants_write() {
+            return;
+        }
+        match self.outbox.flush(&mut self.stream) {
+            Ok(flushed) => self.flushed += flushed,
+            Err(error) => self.break_off(error),
+        }
+    }
+
+    /// From here on nothing is sent; what waits is lost.
+    pub(super) fn break_off(&mut self, error: io::Error) {
+        self.is_short |= !self.outbox.is_empty();
+        self.outbox.discard();
+        self.broken.get_or_insert(error);
+    }
+
+    /// It is not the client that takes nothing more: what it sends from now on would be in vain.
+    pub(super) fn has_failed(&self) -> bool {
+        self.broken.as_ref().is_some_and(|error| error.kind() != io::ErrorKind::BrokenPipe)
     }
 }
 
@@ -287,8 +327,7 @@ pub(super) fn file_part(
 
 impl BeforeWait for Wire {
     fn before_wait(&mut self) {
-        // If the connection is broken, the worker will find out.
-        let _ = self.flush();
+        self.flush();
     }
 }
 

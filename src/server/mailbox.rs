@@ -75,6 +75,8 @@ struct Mail {
     /// Close the connection once the items are seen to; at once, and without flushing.
     close: bool,
     abort: bool,
+    /// Nothing can be sent any more. What is not sending goes on.
+    unsendable: bool,
     /// The worker takes no more, and flushes what it has.
     sealed: bool,
     /// It has done that.
@@ -278,7 +280,19 @@ impl Mailbox {
         &self.waker
     }
 
-    /// From here on, whoever sends is told that the connection is closed. Returns what was accepted before.
+    /// From here on, whoever sends is told that the connection is closed. Returns what was to be sent.
+    pub(super) fn stop_sending(&self) -> VecDeque<Item> {
+        let mut mail = self.mail.lock();
+        mail.unsendable = true;
+        let (unsent, others) = mail.clear().into_iter().partition(|item| matches!(item, Item::Send(..)));
+        mail.items = others;
+        mail.others = mail.items.len();
+        self.tell_next(&mail);
+        unsent
+    }
+
+    /// From here on, whoever sends or has anything else is told that the connection is closed. Returns what was accepted
+    /// before.
     pub(super) fn seal(&self) -> VecDeque<Item> {
         let mut mail = self.mail.lock();
         mail.sealed = true;
@@ -331,7 +345,7 @@ impl Mail {
     }
 
     fn check(&self, len: usize, max_bytes: usize) -> Result<(), SendError> {
-        if self.is_closed() {
+        if self.is_closed() || self.unsendable {
             Err(SendError::Closed)
         } else if len > max_bytes {
             Err(SendError::TooLong)

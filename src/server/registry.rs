@@ -253,8 +253,11 @@ impl Registered {
         }
     }
 
-    pub(super) fn count_closed(&self, reason: &CloseReason) {
-        self.registry.entries.lock().closed.count(reason);
+    /// `is_short`: its client did not get all that it was sent.
+    pub(super) fn count_closed(&self, reason: &CloseReason, is_short: bool) {
+        let mut entries = self.registry.entries.lock();
+        entries.closed.count(reason);
+        entries.closed.undelivered += u64::from(is_short);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::close_reason::CloseReason;
+use super::close_reason::{CloseReason, Timeout};
 use super::connection::Connection;
 use super::core::Core;
 use super::packets::OnPacket;
@@ -42,12 +42,14 @@ pub(super) type MakeSession<S> = Box<dyn Fn(&Address) -> S + Send + Sync>;
 /// On the worker, told nothing but which connection.
 pub(super) type OnConnection<T, R, S> = Box<dyn Fn(&mut Connection<T, R, S>) -> anyhow::Result<()> + Send + Sync>;
 pub(super) type OnReceive<T, R, S> = Box<dyn Fn(&mut Connection<T, R, S>, &[u8]) -> anyhow::Result<()> + Send + Sync>;
+type OnTimeout<T, R, S> = Box<dyn Fn(&mut Connection<T, R, S>, Timeout) -> anyhow::Result<()> + Send + Sync>;
 type OnClose<T, R, S> = Box<dyn Fn(&mut Connection<T, R, S>, &CloseReason) -> anyhow::Result<()> + Send + Sync>;
 
 /// The callbacks that run on a connection's worker, and that it can do without.
 pub(super) struct Callbacks<T, R, S> {
     pub(super) on_connect: Option<OnConnection<T, R, S>>,
     pub(super) tasks: TaskCallbacks<R, Connection<T, R, S>>,
+    pub(super) on_timeout: Option<OnTimeout<T, R, S>>,
     pub(super) on_high_watermark: Option<OnConnection<T, R, S>>,
     pub(super) on_low_watermark: Option<OnConnection<T, R, S>>,
     pub(super) on_close: Option<OnClose<T, R, S>>,
@@ -58,6 +60,7 @@ impl<T, R, S> Default for Callbacks<T, R, S> {
         Callbacks {
             on_connect: None,
             tasks: TaskCallbacks::default(),
+            on_timeout: None,
             on_high_watermark: None,
             on_low_watermark: None,
             on_close: None,

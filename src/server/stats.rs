@@ -96,6 +96,9 @@ pub struct ClosedStats {
     pub overloaded: u64,
     /// [`CloseReason::Io`].
     pub io: u64,
+    /// Of all these, connections whose client did not get all that it was sent: [`CloseReason::Io`] and
+    /// [`Timeout::Write`] for the most part.
+    pub undelivered: u64,
 }
 
 impl ClosedStats {
@@ -126,7 +129,7 @@ impl ClosedStats {
         *counter += 1;
     }
 
-    /// All of them.
+    /// All of them, each counted once.
     pub fn total(&self) -> u64 {
         let ClosedStats {
             client,
@@ -150,6 +153,7 @@ impl ClosedStats {
             too_fast_of_address,
             overloaded,
             io,
+            undelivered: _,
         } = self;
         let by_somebody = client + server + aborted + shutdown + callback_failed + panicked;
         let by_time = handshake_timeout + frame_timeout + write_timeout + idle_timeout + silence_timeout + lifetime;

@@ -42,8 +42,8 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     input: Input,
     /// The client has closed its sending half.
     input_ended: bool,
-    /// The client has closed altogether, as a Unix socket says before what it has sent is read. That is still to be
-    /// read, and its tasks to be finished.
+    /// The client has closed altogether, or reset the connection; the kernel says so before what was sent until then is
+    /// read. That is still to be read.
     is_peer_gone: bool,
     sleeper: &'a Sleeper,
     conn: Connection<T, R, S>,
@@ -86,7 +86,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             self.deliver_outcomes()?;
             self.take_mail()?;
             self.run_timers()?;
-            self.flush()?;
+            self.flush();
             self.tell_watermarks()?;
             self.end_if_done()?;
             if self.input.may_have_frame() && self.may_receive() {
@@ -117,29 +117,44 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         &self.conn.link.registered.entry().mailbox
     }
 
-    /// A callback that could not send because the connection is broken or aborted did not fail by itself.
+    /// Why a callback failed. One that could not send, because the client takes nothing any more or it has aborted the
+    /// connection itself, did not.
+    fn failure(&mut self, returned: anyhow::Result<()>) -> Option<anyhow::Error> {
+        let was_refused = std::mem::take(&mut self.conn.link.wire.refused);
+        let is_aborted = matches!(self.conn.link.state, LinkState::Aborting);
+        returned.err().filter(|_| !was_refused && !is_aborted)
+    }
+
     fn end_if_failed(&mut self, returned: anyhow::Result<()>) -> Result<(), CloseReason> {
-        match (returned, &self.conn.link.state) {
-            (Err(error), LinkState::Open | LinkState::Closing) => Err(CloseReason::CallbackFailed(error)),
-            _ => self.end_if_closing(),
+        match self.failure(returned) {
+            Some(error) => Err(CloseReason::CallbackFailed(error)),
+            None => self.end_if_closing(),
         }
     }
 
-    /// A callback may have closed the connection, or found it broken.
-    fn end_if_closing(&mut self) -> Result<(), CloseReason> {
+    /// A callback may have closed the connection.
+    fn end_if_closing(&self) -> Result<(), CloseReason> {
         match self.conn.link.state {
             LinkState::Open => Ok(()),
-            _ => match std::mem::replace(&mut self.conn.link.state, LinkState::Closing) {
-                LinkState::Broken(error) => Err(CloseReason::Io(error)),
-                LinkState::Aborting => Err(CloseReason::Aborted),
-                _ => Err(CloseReason::Server),
-            },
+            LinkState::Aborting => Err(CloseReason::Aborted),
+            LinkState::Closing | LinkState::Closed => Err(CloseReason::Server),
+        }
+    }
+
+    /// Where nothing can be sent any more, all that is left to do is to receive what the client has sent.
+    fn end_if_cut_off(&mut self) -> Result<(), CloseReason> {
+        let may_receive_more = self.phase == Phase::Serving && !self.clocks.retired;
+        let has_more = !self.input_ended || self.input.may_have_frame();
+        match self.conn.link.wire.broken.take_if(|_| !may_receive_more || !has_more) {
+            Some(error) => Err(socket_error(error)),
+            None => Ok(()),
         }
     }
 
     /// Whether everything is done that was to be done.
     fn end_if_done(&mut self) -> Result<(), CloseReason> {
         self.end_if_closing()?;
+        self.end_if_cut_off()?;
         let link = &self.conn.link;
         let no_tasks = link.port.in_flight() == 0;
         let settled = no_tasks && link.wire.outbox.is_empty();
@@ -157,8 +172,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     }
 
     /// Of a callback whose failure does not close the connection.
-    fn log_if_failed(&self, callback: &str, returned: anyhow::Result<()>) {
-        if let Err(error) = returned {
+    fn log_if_failed(&mut self, callback: &str, returned: anyhow::Result<()>) {
+        if let Some(error) = self.failure(returned) {
             self.log_callback_error(callback, &error);
         }
     }
@@ -170,7 +185,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
 }
 
 /// TLS says in an error of its own what the client has done wrong.
-fn read_error(error: io::Error) -> CloseReason {
+fn socket_error(error: io::Error) -> CloseReason {
     match error.kind() {
         io::ErrorKind::InvalidData => CloseReason::TlsFailed(error.to_string()),
         _ => CloseReason::Io(error),

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -330,9 +331,11 @@ pub struct TempDir(PathBuf);
 
 impl TempDir {
     pub fn new(test: &str) -> TempDir {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
         // The path of a Unix socket has room for some hundred bytes.
         let name: String = test.split('_').filter_map(|word| word.chars().next()).collect();
-        let path = std::env::temp_dir().join(format!("backroom-{}-{name}", std::process::id()));
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("backroom-{}-{number}-{name}", std::process::id()));
         std::fs::create_dir(&path).expect("create_dir");
         TempDir(path)
     }

@@ -16,6 +16,8 @@ pub(crate) struct Session {
     sent: u64,
     /// The client will send no more.
     ended: bool,
+    /// What is wrong with what the client has sent last. What it sent before that is read first.
+    failed: Option<String>,
 }
 
 /// How far the handshake is.
@@ -33,7 +35,7 @@ const MAX_READS: usize = 16;
 
 impl Session {
     pub(super) fn new(connection: ServerConnection) -> Session {
-        Session { connection, plaintext: 0, sent: 0, ended: false }
+        Session { connection, plaintext: 0, sent: 0, ended: false, failed: None }
     }
 
     pub(crate) fn info(&self) -> TlsInfo<'_> {
@@ -43,25 +45,30 @@ impl Session {
     /// As far as it goes without blocking.
     pub(crate) fn shake_hands(&mut self, socket: &Socket) -> io::Result<Handshake> {
         loop {
-            match self.flush(socket) {
+            let flushed = self.flush(socket);
+            match flushed {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Handshake::Writes),
+                // A client that has closed by now may have sent something before, which is to be received.
+                _ if !self.connection.is_handshaking() => return Ok(Handshake::Done),
                 flushed => flushed?,
-            }
-            if !self.connection.is_handshaking() {
-                return Ok(Handshake::Done);
             }
             match self.receive(socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Handshake::Reads),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 received => received?,
             }
-            if self.ended && self.connection.is_handshaking() {
-                return Err(broken("the client closed before the handshake was done"));
+            if self.connection.is_handshaking() {
+                if let Some(reason) = self.failed.take() {
+                    return Err(broken(reason));
+                }
+                if self.ended {
+                    return Err(broken("the client closed before the handshake was done"));
+                }
             }
         }
     }
 
-    /// Takes in what the client has sent next. Interruptions and the rest are the socket's errors; what is wrong with the
-    /// bytes is `InvalidData`.
+    /// Takes in what the client has sent next. An error is the socket's, an interruption too; what is wrong with the bytes is put down.
     fn receive(&mut self, socket: &Socket) -> io::Result<()> {
         if self.connection.read_tls(&mut Quiet(socket))? == 0 {
             self.ended = true;
@@ -70,25 +77,30 @@ impl Session {
             Ok(state) => {
                 self.plaintext = state.plaintext_bytes_to_read();
                 self.ended |= state.peer_has_closed();
-                Ok(())
             }
             Err(error) => {
                 // The alert that says so, if the client takes it.
                 let _ = self.flush(socket);
-                Err(broken(match error {
+                self.failed = Some(match error {
                     Error::InvalidMessage(InvalidMessage::InvalidContentType) => "the client does not speak TLS".into(),
                     error => error.to_string(),
-                }))
+                });
             }
         }
+        Ok(())
     }
 
+    /// The error is `InvalidData` where something is wrong with what the client has sent, and the socket's otherwise.
     pub(crate) fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
         for _ in 0..MAX_READS {
             if self.plaintext > 0 {
                 let n = self.connection.reader().read(buffer)?;
                 self.plaintext = self.plaintext.saturating_sub(n);
                 return Ok(n);
+            }
+            if let Some(reason) = &self.failed {
+                // How much there is before it nobody has said.
+                return self.connection.reader().read(buffer).map_err(|_| broken(reason.as_str()));
             }
             if self.ended {
                 return Ok(0);
@@ -99,8 +111,11 @@ impl Session {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Takes bytes once all that were taken before are gone.
+    /// Takes bytes once all that were taken before are gone; none once something was wrong with what the client has sent.
     pub(crate) fn write(&mut self, socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(reason) = &self.failed {
+            return Err(broken(reason.as_str()));
+        }
         self.flush(socket)?;
         let n = self.connection.writer().write(bytes)?;
         match self.flush(socket) {
@@ -127,9 +142,9 @@ impl Session {
         self.sent
     }
 
-    /// A read has something to give without the socket: bytes, or their end.
+    /// A read has something to give without the socket: bytes, their end, or what is wrong with them.
     pub(crate) fn has_input(&self) -> bool {
-        self.plaintext > 0 || self.ended
+        self.plaintext > 0 || self.ended || self.failed.is_some()
     }
 
     /// Tells the client that nothing more will come, if it takes that.

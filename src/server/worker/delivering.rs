@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{BATCH, Worker};
+use crate::panic::drop_fenced;
 use crate::server::close_reason::CloseReason;
 use crate::server::lifecycle::Phase;
 use crate::server::mailbox::{Item, Taken};
@@ -27,7 +28,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             self.begin_to_serve();
             let callbacks = &self.service.callbacks.tasks;
             let returned = Port::run(delivery, &mut self.conn, |conn| &mut conn.link.port, callbacks);
-            if let Err(error) = returned {
+            if let Some(error) = self.failure(returned) {
                 self.conn.link.port.ledger().finish_errors.add(1);
                 self.log_callback_error("a finish closure", &error);
             }
@@ -44,9 +45,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             match taken {
                 Taken::Item(Item::Send(piece, messages)) => {
                     self.may_hold_buffers = true;
-                    self.conn.link.wire.messages += messages;
                     // Fits, since it was taken for this outbox.
-                    let _ = self.conn.link.wire.outbox.push_piece(piece);
+                    self.conn.link.wire.push(piece, messages);
                 }
                 Taken::Item(Item::Visit(run)) => {
                     self.begin_to_serve();
@@ -85,10 +85,14 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         Ok(())
     }
 
-    pub(super) fn flush(&mut self) -> Result<(), CloseReason> {
-        self.conn.link.wire.flush().map_err(CloseReason::Io)?;
+    pub(super) fn flush(&mut self) {
+        self.conn.link.wire.flush();
+        if self.conn.link.wire.broken.is_some() {
+            let unsent = self.mailbox().stop_sending();
+            self.conn.link.wire.is_short |= !unsent.is_empty();
+            unsent.into_iter().for_each(drop_fenced);
+        }
         self.count_sent();
-        Ok(())
     }
 
     #[inline]

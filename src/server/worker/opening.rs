@@ -73,7 +73,7 @@ fn shake_hands(stream: &mut Stream, wait: &mut Wait<'_>) -> Result<(), CloseReas
             Ok(Handshake::Done) => return Ok(()),
             Ok(Handshake::Reads) => wait.until_ready(stream, true, false)?,
             Ok(Handshake::Writes) => wait.until_ready(stream, false, true)?,
-            Err(error) => return Err(super::read_error(error)),
+            Err(error) => return Err(super::socket_error(error)),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What comes from the client: bytes, cut into frames.
 
-use super::{BATCH, Worker, is_transient, read_error};
+use std::io;
+
+use super::{BATCH, Worker, is_transient, socket_error};
 use crate::net::FrameError;
 use crate::server::close_reason::CloseReason;
 use crate::server::lifecycle::Phase;
@@ -9,18 +11,24 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     pub(super) fn read(&mut self) -> Result<(), CloseReason> {
         self.begin_to_serve();
         match self.input.fill(&mut self.conn.link.wire.stream) {
-            Ok(0) => {
-                self.input_ended = true;
-                if !self.input.may_have_frame() {
-                    // It brings nothing more, and must not stand in line before those who do.
-                    self.conn.link.port.leave_line();
-                }
-            }
+            Ok(0) => self.end_input(),
             Ok(n) => self.conn.link.registered.entry().tally.received(n, self.clocks.now),
+            // All is here that was sent before it failed.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.conn.link.wire.has_failed() => {
+                self.end_input();
+            }
             Err(error) if is_transient(&error) => {}
-            Err(error) => return Err(read_error(error)),
+            Err(error) => return Err(socket_error(self.conn.link.wire.broken.take().unwrap_or(error))),
         }
         Ok(())
+    }
+
+    fn end_input(&mut self) {
+        self.input_ended = true;
+        if !self.input.may_have_frame() {
+            // It brings nothing more, and must not stand in line before those who do.
+            self.conn.link.port.leave_line();
+        }
     }
 
     /// Whether this connection may be given more input now. Where the back room or the client's slowness says no,

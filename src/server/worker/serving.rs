@@ -62,7 +62,7 @@ where
         (Ok(session), Ok(input)) => (session, input),
         (Err(message), _) | (_, Err(message)) => {
             core.log_callback(id, &format!("its session or decoder could not be made: {}", foreign(&message)));
-            return registered.count_closed(&CloseReason::Panicked(message));
+            return registered.count_closed(&CloseReason::Panicked(message), false);
         }
     };
     core.observer.tell(|observer| observer.connection_opened(&registered.entry().info()));
@@ -102,7 +102,7 @@ impl<'a, T: Send + 'static, R: Send + 'static, S> Worker<'a, T, R, S> {
         let port = new_port(service, registered.entry().id, sleeper);
         let clocks = Clocks::new(limits, registered.entry().tally.connected_at);
         let link = Link {
-            wire: Wire { stream, outbox: Outbox::new(limits.bounds()), flushed: 0, messages: 0 },
+            wire: Wire::new(stream, Outbox::new(limits.bounds())),
             registered,
             port,
             server: ServerHandle { core: Arc::clone(core) },

@@ -37,7 +37,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         }
         self.turns_awake = 0;
         let read = self.may_read() && !self.input_ended && !self.input.may_have_frame();
-        let has_buffered = read && (self.conn.link.wire.stream.has_buffered() || self.is_peer_gone);
+        let wire = &self.conn.link.wire;
+        let has_buffered = read && (wire.stream.has_buffered() || self.is_peer_gone || wire.has_failed());
         let idle = self.conn.link.port.in_flight() == 0 && self.may_hold_buffers;
         let slept_at = self.begin_rest();
         // Looked at in any case, since a time may be over while there is always work.
@@ -54,7 +55,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let source = (read || !self.is_peer_gone).then(|| link.wire.stream.as_fd());
         let mailbox = self.mailbox();
         // Not between two requests, where it would only cost.
-        let parked = (!served && !write).then(|| link.wire.stream.park()).flatten();
+        let may_park = !served && !write && link.wire.broken.is_none();
+        let parked = may_park.then(|| link.wire.stream.park()).flatten();
         let is_parked = parked.is_some();
         parked.into_iter().for_each(|socket| mailbox.park(socket));
         let slept = self.sleeper.sleep(source, read, write, timeout);
@@ -69,9 +71,9 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if read && (ready.readable || ready.hung_up || has_buffered) {
             self.read()?;
         } else if ready.hung_up {
-            match self.conn.link.wire.stream.take_error() {
-                Some(error) => return Err(CloseReason::Io(error)),
-                None => self.is_peer_gone = true,
+            self.is_peer_gone = true;
+            if let Some(error) = self.conn.link.wire.stream.take_error() {
+                self.conn.link.wire.break_off(error);
             }
         } else if idle && ready.timed_out && (self.clocks.now - slept_at >= IDLE_AFTER || self.is_quiet()) {
             self.release_buffers();
@@ -100,7 +102,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
 
     /// For others to read while it sleeps.
     #[inline]
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let tally = &self.conn.link.registered.entry().tally;
         tally.tasks_in_flight.store(self.conn.link.port.in_flight(), Ordering::Relaxed);
         tally.outbox_bytes.store(self.conn.link.wire.outbox.len(), Ordering::Relaxed);
