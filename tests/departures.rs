@@ -497,8 +497,9 @@ fn a_client_that_takes_nothing_is_told_nothing_when_that_closes_it() {
 
 #[test]
 fn last_words_that_fail_or_panic_or_abort_still_end_the_connection() {
+    type Say = fn(&mut Conn) -> anyhow::Result<()>;
     let limits = Limits::new().idle_timeout(Duration::from_millis(50));
-    let ends: [(fn(&mut Conn) -> anyhow::Result<()>, CloseKind); 3] = [
+    let ends: [(Say, CloseKind); 3] = [
         (|_| anyhow::bail!("no words"), CloseKind::TimedOut(Timeout::Idle)),
         (|_| panic!("no words"), CloseKind::Other("a callback panicked: no words".into())),
         (|conn| Ok(conn.abort()), CloseKind::Other("aborted by the server".into())),
