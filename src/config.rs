@@ -72,10 +72,13 @@ impl Default for ConnectionConfig {
             cancel_on_close: false,
             max_connections: None,
             max_buffered: 512 * 1024 * 1024,
-            worker_stack_size: 256 * 1024,
+            worker_stack_size: WORKER_STACK,
         }
     }
 }
+
+/// Without optimizations code takes several times as much of it.
+const WORKER_STACK: usize = if cfg!(debug_assertions) { 1024 * 1024 } else { 256 * 1024 };
 
 /// What `task` does while as many tasks wait as `queue_capacity` allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,8 +94,9 @@ pub enum WhenQueueFull {
     Refuse,
 }
 
-/// The least stack on which a panic can be reported; an overflow would end the process.
-const MIN_STACK: usize = 64 * 1024;
+/// The least stack on which a TLS handshake with keys of 4,096 bits can be done and a panic reported, without
+/// optimizations too: that takes 72 KiB. An overflow would end the process.
+const MIN_STACK: usize = 128 * 1024;
 /// More task workers than this is a slip of the pen.
 const MAX_TASK_WORKERS: usize = 10_000;
 

@@ -447,6 +447,7 @@ mod panic;
 mod patience;
 mod pool;
 mod server;
+mod stack;
 mod stamp;
 mod stats;
 mod sync;

@@ -171,7 +171,8 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
         self
     }
 
-    /// The stack of a task worker's thread, in bytes. At least 64 KiB; default 2 MiB.
+    /// The stack of a task worker's thread, in bytes, beside what
+    /// [values](crate::ServerBuilder::worker_stack_size) take. At least 128 KiB; default 2 MiB.
     pub fn task_worker_stack_size(mut self, bytes: usize) -> Self {
         self.settings.tasks.task_worker_stack_size = bytes;
         self

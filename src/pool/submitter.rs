@@ -63,14 +63,14 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
     fn run_what_is_here(&mut self) -> usize {
         self.port.time_out();
         let shared = Arc::clone(&self.shared);
-        let mut run = 0;
-        for _ in 0..self.port.most_messages() {
-            let Some(delivery) = self.port.next() else { break };
+        let (mut run, most) = (0, self.port.most_messages());
+        while run < most && self.port.fetch() {
             if run % BATCH == 0 {
                 self.port.look_whether_open();
             }
-            run += 1;
-            if let Err(error) = Port::run(delivery, self, |submitter| &mut submitter.port, &shared.callbacks) {
+            let returned = Port::deliver(self, |submitter| &mut submitter.port, &shared.callbacks);
+            run += usize::from(returned.is_some());
+            if let Some(Err(error)) = returned {
                 self.port.ledger().finish_errors.add(1);
                 if let Some(held_back) = shared.log.permit() {
                     let error = foreign(format_args!("{error:#}"));

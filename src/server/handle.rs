@@ -14,7 +14,6 @@ use super::connection_info::{ConnectionId, ConnectionInfo, Connections};
 use super::core::Core;
 use super::lifecycle::ShutdownReport;
 use super::link::file_part;
-use super::mailbox::Item;
 use super::registry::Entry;
 use super::remote::Remote;
 use super::stats::Stats;
@@ -237,12 +236,12 @@ impl ServerHandle {
     /// Has a connection not read for now; see [`Connection::pause`](crate::Connection::pause). `false` if it was closed,
     /// closing or never there, or too much waits for its worker.
     pub fn pause(&self, connection: ConnectionId) -> bool {
-        self.entry(connection).is_some_and(|entry| entry.mailbox.put((), |()| Item::Pause(true)).is_ok())
+        self.entry(connection).is_some_and(|entry| entry.mailbox.pause(true))
     }
 
     /// Has a connection read again after a [`pause`](Self::pause). `false` likewise.
     pub fn resume(&self, connection: ConnectionId) -> bool {
-        self.entry(connection).is_some_and(|entry| entry.mailbox.put((), |()| Item::Pause(false)).is_ok())
+        self.entry(connection).is_some_and(|entry| entry.mailbox.pause(false))
     }
 
     /// A handle that runs closures on the workers of this server's connections, if they are of these types:

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::tally::Tally;
 use crate::error::SendError;
@@ -167,22 +167,21 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Has the worker see to something that is not sending: what `item` makes of this. An error hands it back.
-    pub(super) fn put<X>(&self, x: X, item: impl FnOnce(X) -> Item) -> Result<(), (NotPut, X)> {
-        {
-            let mut mail = self.mail.lock();
-            if mail.is_closed() {
-                return Err((NotPut::Closed, x));
-            }
-            if mail.others >= MAX_OTHERS {
-                return Err((NotPut::Full, x));
-            }
-            mail.others += 1;
-            mail.items.push_back(item(x));
-            self.tell_next(&mail);
+    /// A place for something that is not sending. Nobody else can put anything there meanwhile.
+    pub(super) fn place(&self) -> Result<MailPlace<'_>, NotPut> {
+        let mail = self.mail.lock();
+        if mail.is_closed() {
+            return Err(NotPut::Closed);
         }
-        self.waker.wake();
-        Ok(())
+        if mail.others >= MAX_OTHERS {
+            return Err(NotPut::Full);
+        }
+        Ok(MailPlace { mailbox: self, mail })
+    }
+
+    /// Has the worker read, or not.
+    pub(super) fn pause(&self, pause: bool) -> bool {
+        self.place().map(|place| place.put(Item::Pause(pause))).is_ok()
     }
 
     /// Asks the worker to flush and close; `false` if it does so already.
@@ -329,6 +328,23 @@ impl Mailbox {
     /// How many bytes wait for the worker.
     pub(super) fn bytes(&self) -> usize {
         self.mail.lock().bytes
+    }
+}
+
+/// In a mailbox, which is locked while there is one.
+pub(super) struct MailPlace<'a> {
+    mailbox: &'a Mailbox,
+    mail: MutexGuard<'a, Mail>,
+}
+
+impl MailPlace<'_> {
+    /// Has the worker see to this.
+    pub(super) fn put(mut self, item: Item) {
+        self.mail.others += 1;
+        self.mail.items.push_back(item);
+        self.mailbox.tell_next(&self.mail);
+        drop(self.mail);
+        self.mailbox.waker.wake();
     }
 }
 

@@ -62,10 +62,14 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Remote<T, R, S> {
         F: FnOnce(&mut Connection<T, R, S>) -> anyhow::Result<()> + Send + 'static,
     {
         let Some(entry) = self.server.core.registry.get(connection) else { return Err(VisitError::closed(run)) };
-        entry.mailbox.put(run, |run| Item::Visit(visit(run))).map_err(|(why, run)| match why {
-            NotPut::Closed => VisitError::closed(run),
-            NotPut::Full => VisitError::full(run),
-        })
+        match entry.mailbox.place() {
+            Ok(place) => {
+                place.put(Item::Visit(visit(run)));
+                Ok(())
+            }
+            Err(NotPut::Closed) => Err(VisitError::closed(run)),
+            Err(NotPut::Full) => Err(VisitError::full(run)),
+        }
     }
 }
 

@@ -14,8 +14,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// The stack of a task worker's thread, in bytes. At least 64 KiB; default 2 MiB, of which only what is
-    /// touched is resident.
+    /// The stack of a task worker's thread, in bytes, beside what [values](Self::worker_stack_size) take. At least 128
+    /// KiB; default 2 MiB, of which only what is touched is resident.
     pub fn task_worker_stack_size(mut self, bytes: usize) -> Self {
         self.config.tasks.task_worker_stack_size = bytes;
         self
@@ -120,8 +120,14 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// The stack of a connection's worker thread, in bytes. At least 64 KiB; default 256 KiB, of which only
-    /// what is touched is resident. Every callback of a connection runs on it.
+    /// The stack of a connection's worker thread, in bytes; every callback of a connection runs on it. At least 128 KiB;
+    /// default 256 KiB, or 1 MiB where debug assertions are on, since code that is not optimized takes more. Only what is
+    /// touched is resident.
+    ///
+    /// It comes on top of what payloads, results, and the states of connections and task workers take, which are known
+    /// by their types: some twenty copies of each, or fifty with debug assertions. So values of 64 KiB overflow no stack,
+    /// but cost so many copies, and memory that stays with the thread. Box what is larger than a KiB or two. What
+    /// a closure captures is not known: box it too.
     pub fn worker_stack_size(mut self, bytes: usize) -> Self {
         self.config.connections.worker_stack_size = bytes;
         self

@@ -45,7 +45,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Workers<T, R, S> {
         };
         thread::Builder::new()
             .name(format!("backroom-worker-{number}"))
-            .stack_size(self.service.config.connections.worker_stack_size)
+            .stack_size(self.service.stack_size())
             .spawn(move || worker.run(accepted, sleeper))?;
         Ok(())
     }

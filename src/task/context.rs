@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::later::{Later, TakenAway};
 use super::options::TaskOptions;
 use super::outcome::{Progress, TaskId};
+use super::queue::Job;
 use super::reply::NotTaken;
 use super::room::{Further, Room};
 use crate::error::{FinishError, NotFinished, TaskError, TryTaskError};
@@ -259,8 +260,10 @@ impl<T: Send + 'static, R: Send + 'static, O> TaskInfo<T, R, O> {
         };
         let id = TaskId { submitter: self.number, sequence: self.sequence.get() + 1 };
         let further = Further { id, reply_to, one_way };
-        let accepted = self.room.accept_further(further, data, options, &self.ledger);
-        accepted.map_err(|(reason, data)| TryTaskError::new(reason, data))?;
+        let mut job = Some(Job::OnTask(data));
+        if let Err(reason) = self.room.accept_further(further, &mut job, options, &self.ledger) {
+            return Err(TryTaskError::new(reason, Job::payload_of(job)));
+        }
         self.sequence.set(id.sequence);
         Ok(id)
     }

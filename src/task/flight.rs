@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::outcome::{Finished, Progress, Returned, TaskId};
+use super::outcome::{Finished, Returned};
 use crate::error::TaskFailure;
 
 /// A task that was submitted and whose outcome was not delivered yet. `C` is who gets it: a connection, say.
@@ -103,15 +103,4 @@ impl<R, C> Flight<R, C> {
             Own::Special(special) => special.finish,
         }
     }
-}
-
-/// Something that came for a submitter, and what is to run for it.
-pub(crate) struct Delivery<R, C>(pub(super) What<R, C>);
-
-pub(super) enum What<R, C> {
-    ForAll(Finished<R>),
-    Then(Then<Finished<R>, C>, Finished<R>),
-    Each(Each<R, C>, Finished<R>),
-    Closure(Then<Result<Returned, TaskFailure>, C>, Result<Returned, TaskFailure>),
-    Progress(TaskId, Progress),
 }

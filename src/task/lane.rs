@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
+
+use super::channel::Channel;
 
 /// What can wait in a lane. Who takes and who looks at the same time cannot tell otherwise which of two came first.
 pub(super) trait Waits {
@@ -12,8 +13,7 @@ pub(super) trait Waits {
 
 /// First in, first out. Whoever only looks at the head has taken it out to do so, and left it in `front`.
 pub(super) struct Lane<X> {
-    sender: Sender<X>,
-    receiver: Receiver<X>,
+    channel: Channel<X>,
     /// Goes before all that is in the channel.
     front: Mutex<Option<X>>,
     /// There is something in `front`, or is about to be. Set before the head is taken out of the channel, so whoever
@@ -25,10 +25,8 @@ pub(super) struct Lane<X> {
 
 impl<X: Waits> Lane<X> {
     pub(super) fn new() -> Lane<X> {
-        let (sender, receiver) = crossbeam_channel::unbounded();
         Lane {
-            sender,
-            receiver,
+            channel: Channel::new(),
             front: Mutex::new(None),
             has_front: AtomicBool::new(false),
             in_front: AtomicBool::new(false),
@@ -37,8 +35,7 @@ impl<X: Waits> Lane<X> {
 
     #[inline(always)]
     pub(super) fn push(&self, value: X) {
-        // Cannot fail: a receiver lives as long as this.
-        let _ = self.sender.send(value);
+        self.channel.send(value);
     }
 
     #[inline]
@@ -46,7 +43,7 @@ impl<X: Waits> Lane<X> {
         if let Some(first) = self.take_front() {
             return Some(first);
         }
-        let Ok(next) = self.receiver.try_recv() else { return self.take_front() };
+        let Some(next) = self.channel.try_recv() else { return self.take_front() };
         match self.has_front.load(Ordering::Acquire) {
             false => Some(next),
             true => Some(self.exchange_front(next)),
@@ -76,7 +73,7 @@ impl<X: Waits> Lane<X> {
         let mut front = self.front.lock();
         if front.is_none() {
             self.has_front.store(true, Ordering::SeqCst);
-            *front = self.receiver.try_recv().ok();
+            *front = self.channel.try_recv();
             self.in_front.store(front.is_some(), Ordering::Relaxed);
             self.has_front.store(front.is_some(), Ordering::Release);
         }
@@ -85,7 +82,7 @@ impl<X: Waits> Lane<X> {
 
     /// One more or less for a moment, while somebody begins to look; but nothing is counted where there is nothing.
     pub(super) fn len(&self) -> usize {
-        self.receiver.len() + usize::from(self.in_front.load(Ordering::Relaxed))
+        self.channel.len() + usize::from(self.in_front.load(Ordering::Relaxed))
     }
 }
 

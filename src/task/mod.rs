@@ -2,6 +2,7 @@
 //! submitter. Knows nothing of sockets.
 
 mod bell;
+mod channel;
 mod context;
 mod crew;
 mod flight;

@@ -15,6 +15,7 @@ use super::room::Room;
 use super::worker::TaskWorker;
 use crate::observer::MaybeObserver;
 use crate::panic::catch;
+use crate::stack::with_room_for;
 use crate::stamp::Stamp;
 use crate::stats::{Books, TaskStats, Whereabouts};
 use crate::times::{Clocks, TaskTimes};
@@ -85,7 +86,8 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
         O: Clone + Send + 'static,
     {
         let count = config.task_worker_num;
-        let threads = start_threads(config)?;
+        let stack_size = with_room_for(&[size_of::<T>(), size_of::<R>(), size_of::<W>()], config.stack_size);
+        let threads = start_threads(count, stack_size)?;
         let queue = Queue::new(config.queue_capacity, config.submitters, count);
         let room = Arc::new(Room::new(queue, Crew::new(count, books, owner, observer)));
         let clocks = config.times.then(|| Clocks::new(count)).flatten().map(Arc::new);
@@ -196,13 +198,13 @@ impl<T: Send + 'static, R: Send + 'static> Drop for Pool<T, R> {
     }
 }
 
-fn start_threads(config: &PoolConfig) -> Result<ThreadPool, StartError> {
+fn start_threads(count: usize, stack_size: usize) -> Result<ThreadPool, StartError> {
     // `threadpool` panics where a thread cannot start.
     catch(|| {
         threadpool::Builder::new()
-            .num_threads(config.task_worker_num)
+            .num_threads(count)
             .thread_name("backroom-task-worker".to_owned())
-            .thread_stack_size(config.stack_size)
+            .thread_stack_size(stack_size)
             .build()
     })
     .map_err(StartError::Threads)

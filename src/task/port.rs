@@ -21,9 +21,9 @@ use super::flights::Flights;
 use super::options::TaskOptions;
 use super::order::Order;
 use super::outcome::{Progress, TaskId};
-use super::queue::{Job, Place, Task};
+use super::queue::Job;
 use super::reply::{Limits, Message, ReplyAddress, Ticket};
-use super::room::Room;
+use super::room::{Room, Settled};
 use crate::error::TaskError;
 use crate::panic::catch;
 use crate::patience::Patience;
@@ -149,37 +149,31 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.config.when_full
     }
 
-    /// Hands a task over; never waits. An error hands it back, and takes no id.
+    /// Hands a job over as a task; never waits. An error leaves the job where it is, and takes no id.
     #[inline]
     pub(super) fn submit(
         &mut self,
-        job: Job<T>,
+        job: &mut Option<Job<T>>,
         heard: Heard<R, C>,
         options: Option<&TaskOptions<T>>,
         when_full: WhenFull,
-    ) -> Result<TaskId, (TaskError, Job<T>)> {
+    ) -> Result<TaskId, TaskError> {
         if !self.open {
-            return Err((TaskError::ShuttingDown, job));
+            return Err(TaskError::ShuttingDown);
         }
         let waiting = self.look();
         if let Some(reason) = self.refusal(when_full, waiting, matches!(heard, Some(Finish::Waited))) {
-            return Err((reason, job));
+            return Err(reason);
         }
         let now = *self.now.get_or_insert_with(Stamp::now);
         let id = self.id(self.sequence + 1);
         let ticket = Ticket { id, queued_at: now, reply_to: Arc::clone(&self.address), one_way: heard.is_none() };
-        let accepted = match options {
-            None => {
-                let task = Task { job, ticket, extra: None };
-                let until_drained = self.config.until_drained;
-                self.room.accept(task, Place::default(), None, until_drained, &self.ledger).map(|()| (None, false))
-            }
-            Some(options) => self.accept_with(options, job, ticket),
+        let settled = match options {
+            None => Settled::default(),
+            Some(options) => self.settle(options)?,
         };
-        let (deadline, delayed) = match accepted {
-            Ok(times) => times,
-            Err((reason, task)) => return Err((reason, task.job)),
-        };
+        let (deadline, delayed) = (settled.deadline(), settled.due.is_some());
+        self.room.accept(job, ticket, settled, self.config.until_drained, &self.ledger)?;
         self.sequence = id.sequence;
         if let Some(finish) = heard {
             self.take_off(id.sequence, Flight::new(finish, deadline, delayed));
@@ -191,23 +185,13 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         Ok(id)
     }
 
-    /// The task's deadline, if it has one, and whether it is delayed.
-    #[expect(clippy::type_complexity)]
-    fn accept_with(
-        &self,
-        options: &TaskOptions<T>,
-        job: Job<T>,
-        ticket: Ticket<R>,
-    ) -> Result<(Option<Instant>, bool), (TaskError, Task<T, R>)> {
-        if !options.has_worker_among(self.room.crew.size()) {
-            return Err((TaskError::NoSuchWorker, Task { job, ticket, extra: None }));
+    fn settle(&self, options: &TaskOptions<T>) -> Result<Settled<T>, TaskError> {
+        let task_workers = self.room.crew.size();
+        if !options.has_worker_among(task_workers) {
+            return Err(TaskError::NoSuchWorker);
         }
         // Deadline and delay count from now, and not from when this batch began.
-        let (extra, place, due) = options.settle(Instant::now(), self.room.crew.size());
-        let task = Task { job, ticket, extra };
-        let deadline = task.deadline();
-        self.room.accept(task, place, due, self.config.until_drained, &self.ledger)?;
-        Ok((deadline, due.is_some()))
+        Ok(options.settle(Instant::now(), task_workers))
     }
 
     #[inline]

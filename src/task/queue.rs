@@ -38,11 +38,11 @@ impl<T, R> Waits for Task<T, R> {
 }
 
 impl<T> Job<T> {
-    /// Of a job that was made of a payload.
-    pub(super) fn into_payload(self) -> T {
-        match self {
-            Job::OnTask(payload) => payload,
-            Job::Closure(_) => unreachable!("only payloads are handed back"),
+    /// Of a job that was made of a payload, and not taken.
+    pub(super) fn payload_of(job: Option<Job<T>>) -> T {
+        match job {
+            Some(Job::OnTask(payload)) => payload,
+            Some(Job::Closure(_)) | None => unreachable!("only payloads are handed back"),
         }
     }
 }
@@ -136,9 +136,9 @@ impl<T, R> Queue<T, R> {
         queue
     }
 
-    /// Never waits. Put a full fence after it, and wake a task worker.
+    /// Where a task is to be pushed that waits there. Put a full fence after that, and wake a task worker.
     #[inline(always)]
-    pub(super) fn push(&self, task: Task<T, R>, place: Place) {
+    pub(super) fn lane(&self, place: Place) -> &Lane<Task<T, R>> {
         let lanes = match place.worker {
             None => &self.shared,
             Some(worker) => &self.own[worker as usize],
@@ -146,7 +146,7 @@ impl<T, R> Queue<T, R> {
         if place.worker.is_some() || place.priority != Priority::Normal {
             self.side_lanes.store(true, Ordering::Relaxed);
         }
-        lanes.lane(place.priority).push(task);
+        lanes.lane(place.priority)
     }
 
     /// The next task for this task worker.

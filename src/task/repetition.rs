@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use super::options::TaskOptions;
 use super::outcome::TaskId;
 use super::port::far;
+use super::queue::Job;
 use super::reply::ReplyAddress;
 use super::room::{Further, Room};
 use crate::logging::foreign;
-use crate::panic::catch;
+use crate::panic::{catch, drop_fenced};
 use crate::stats::Ledger;
 
 /// A task that is submitted again and again, from `task_every`. Dropping this changes nothing; it goes on until
@@ -123,7 +124,7 @@ impl<T: Send + 'static, R: Send + 'static> Repeating<T, R> {
         }
         match catch(&mut self.make) {
             Ok(payload) if self.is_over() => {
-                drop(catch(|| drop(payload)));
+                drop_fenced(payload);
                 false
             }
             Ok(payload) => {
@@ -141,10 +142,11 @@ impl<T: Send + 'static, R: Send + 'static> Repeating<T, R> {
     fn submit(&mut self, payload: T, room: &Arc<Room<T, R>>, ledger: &Ledger) {
         let ids = TaskId { submitter: self.number, sequence: self.sequence + 1 };
         let further = Further { id: ids, reply_to: Arc::clone(&self.reply_to), one_way: false };
+        let mut job = Some(Job::OnTask(payload));
         // Refused only where others were faster, or a shutdown was: then this firing is left out.
-        match room.accept_further(further, payload, Some(&self.options), ledger) {
+        match room.accept_further(further, &mut job, Some(&self.options), ledger) {
             Ok(()) => self.sequence += 1,
-            Err((_, payload)) => drop(catch(|| drop(payload))),
+            Err(_) => drop_fenced(job),
         }
     }
 }

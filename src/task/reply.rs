@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use super::Wake;
+use super::channel::Channel;
 use super::outcome::{Ended, Finished, Outcome, OutcomeKind, Returned, Run, TaskId};
 use crate::panic::catch;
 use crate::stamp::Stamp;
@@ -56,9 +56,8 @@ impl<R> Message<R> {
 pub(super) struct ReplyAddress<R> {
     /// The number of the submitter.
     pub(super) number: u64,
-    sender: Sender<Message<R>>,
     /// The submitter takes from it; once it is gone, whoever pushes does.
-    receiver: Receiver<Message<R>>,
+    channel: Channel<Message<R>>,
     gone: AtomicBool,
     /// Something is in `struck`, or all are to be cancelled: look closer at a task that starts.
     any_struck: AtomicBool,
@@ -90,11 +89,9 @@ pub(super) struct Limits {
 
 impl<R> ReplyAddress<R> {
     pub(super) fn new(number: u64, limits: Limits, submitter: Arc<dyn Wake>) -> ReplyAddress<R> {
-        let (sender, receiver) = crossbeam_channel::unbounded();
         ReplyAddress {
             number,
-            sender,
-            receiver,
+            channel: Channel::new(),
             gone: AtomicBool::new(false),
             any_struck: AtomicBool::new(false),
             cancels: AtomicBool::new(false),
@@ -107,8 +104,8 @@ impl<R> ReplyAddress<R> {
         }
     }
 
-    pub(super) fn receiver(&self) -> &Receiver<Message<R>> {
-        &self.receiver
+    pub(super) fn messages(&self) -> &Channel<Message<R>> {
+        &self.channel
     }
 
     /// The submitter ends: what is here and what will come is nobody's.
@@ -122,9 +119,9 @@ impl<R> ReplyAddress<R> {
         self.gone.load(Ordering::Relaxed)
     }
 
-    /// Cannot fail: a receiver lives as long as this. Rouse the submitter after it.
+    /// Rouse the submitter after it.
     pub(super) fn push(&self, message: Message<R>) {
-        let _ = self.sender.send(message);
+        self.channel.send(message);
     }
 
     /// Has the submitter look at what was pushed, after a full fence. No lock is held, since what this drops may be
@@ -142,7 +139,7 @@ impl<R> ReplyAddress<R> {
 
     /// Whoever takes an outcome out counts it, so each is counted once.
     fn orphan(&self, ledger: &Ledger) {
-        while let Ok(message) = self.receiver.try_recv() {
+        while let Some(message) = self.channel.try_recv() {
             self.orphan_one(message, ledger);
         }
     }
@@ -205,8 +202,8 @@ impl<R> ReplyAddress<R> {
     /// The same of the channel, which keeps a block for its next messages. Whoever has it to itself knows that none is on
     /// its way.
     pub(super) fn release_channel(&mut self) {
-        if self.receiver.is_empty() {
-            (self.sender, self.receiver) = crossbeam_channel::unbounded();
+        if self.channel.is_empty() {
+            self.channel = Channel::new();
         }
     }
 

@@ -48,19 +48,40 @@ pub(crate) fn new_number() -> u64 {
     SUBMITTERS.fetch_add(1, Ordering::Relaxed) + 1
 }
 
+/// What the options of a task come to when it is submitted.
+pub(super) struct Settled<T> {
+    /// What it has beside its payload.
+    extra: Option<Box<Extra<T>>>,
+    /// Where it waits.
+    place: Place,
+    /// Until when it is delayed, if it is.
+    pub(super) due: Option<Instant>,
+}
+
+impl<T> Settled<T> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.extra.as_ref()?.deadline
+    }
+}
+
+impl<T> Default for Settled<T> {
+    fn default() -> Self {
+        Settled { extra: None, place: Place::default(), due: None }
+    }
+}
+
 impl<T> TaskOptions<T> {
-    /// What a task submitted now with these options has beside its payload, where it waits, and when it is due if it is
-    /// delayed. The worker must exist.
-    pub(super) fn settle(&self, now: Instant, task_workers: usize) -> (Option<Box<Extra<T>>>, Place, Option<Instant>) {
+    /// Of a task that is submitted now. The worker must exist.
+    pub(super) fn settle(&self, now: Instant, task_workers: usize) -> Settled<T> {
         let TaskOptions { priority, deadline, after, retry, .. } = self;
         let place = Place { worker: self.worker_among(task_workers), priority: *priority };
         let due = after.map(|after| far(now, after));
         if deadline.is_none() && retry.is_none() {
-            return (None, place, due);
+            return Settled { extra: None, place, due };
         }
         let deadline = deadline.and_then(|deadline| now.checked_add(deadline));
         let extra = Extra { deadline, attempt: 1, retry: retry.clone(), last_error: None, place };
-        (Some(Box::new(extra)), place, due)
+        Settled { extra: Some(Box::new(extra)), place, due }
     }
 }
 
@@ -68,15 +89,15 @@ impl<T, R> Task<T, R> {
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.extra.as_ref()?.deadline
     }
+}
 
-    /// Has the submitter follow the deadline of a task that somebody else submits in its name.
-    #[inline]
-    fn hand_deadline_over(&self) {
-        let Some(deadline) = self.deadline() else { return };
-        let Ticket { id, reply_to, one_way, .. } = &self.ticket;
-        if id.submitter != reply_to.number && !one_way {
-            reply_to.push(Message::Deadline(*id, deadline));
-        }
+/// Has the submitter follow the deadline of a task that somebody else submits in its name.
+#[inline]
+fn hand_deadline_over<R>(ticket: &Ticket<R>, deadline: Option<Instant>) {
+    let Some(deadline) = deadline else { return };
+    let Ticket { id, reply_to, one_way, .. } = ticket;
+    if id.submitter != reply_to.number && !one_way {
+        reply_to.push(Message::Deadline(*id, deadline));
     }
 }
 
@@ -95,30 +116,29 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         TASK_WORKER_OF.get() == Arc::as_ptr(self).addr()
     }
 
-    /// The one way in: accepts a task, to be queued now or when it is `due`. Never waits. An error hands it back.
+    /// The one way in: accepts a job as a task, to be queued now or when it is due. Never waits. An error leaves the job
+    /// where it is.
     ///
     /// `until_drained`: refuses it once a shutdown has begun, and so does not let one in that no task worker would see.
     /// A connection need not ask for that: task workers do not end before it has.
-    // From here to the channel all is inlined: each call would copy the task once more.
+    // The job is taken as late as can be, and from here to the channel all is inlined: each call would copy it once more.
     #[inline(always)]
     pub(super) fn accept(
         self: &Arc<Self>,
-        task: Task<T, R>,
-        place: Place,
-        due: Option<Instant>,
+        job: &mut Option<Job<T>>,
+        ticket: Ticket<R>,
+        settled: Settled<T>,
         until_drained: bool,
         ledger: &Ledger,
-    ) -> Result<(), (TaskError, Task<T, R>)> {
+    ) -> Result<(), TaskError> {
         if self.closed.load(Ordering::Relaxed) {
-            return Err((TaskError::ShuttingDown, task));
+            return Err(TaskError::ShuttingDown);
         }
-        if due.is_some() {
+        if settled.due.is_some() {
             if self.has_many_delayed() {
-                return Err((TaskError::TooManyDelayed, task));
+                return Err(TaskError::TooManyDelayed);
             }
-            if let Err(why) = Timer::is_ready(self) {
-                return Err((why.into(), task));
-            }
+            Timer::is_ready(self)?;
         }
         ledger.accepted.add(1);
         if until_drained {
@@ -128,15 +148,20 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
                 ledger.accepted.take_back(1);
                 fence(Ordering::SeqCst);
                 self.crew.fewer_pending();
-                return Err((TaskError::ShuttingDown, task));
+                return Err(TaskError::ShuttingDown);
             }
         }
-        let id = task.ticket.id;
+        let id = ticket.id;
         self.crew.observer.tell(|observer| observer.task_accepted(id));
-        task.hand_deadline_over();
-        match due {
-            None => self.queue_up(task, place, ledger),
-            Some(due) => self.delay(Box::new(task), place, due, ledger),
+        hand_deadline_over(&ticket, settled.deadline());
+        let Settled { extra, place, due } = settled;
+        // It is there: it is taken once, and here.
+        if let Some(job) = job.take() {
+            let task = Task { job, ticket, extra };
+            match due {
+                None => self.queue_up(task, place, ledger),
+                Some(due) => self.delay(Box::new(task), place, due, ledger),
+            }
         }
         Ok(())
     }
@@ -146,24 +171,23 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         self.timer.tasks() >= self.queue.hard_limit()
     }
 
-    /// Accepts a task that somebody else submits in the name of a submitter. An error hands its payload back.
+    /// Accepts a task that somebody else submits in the name of a submitter. An error leaves the job where it is.
     pub(super) fn accept_further(
         self: &Arc<Self>,
         further: Further<R>,
-        payload: T,
+        job: &mut Option<Job<T>>,
         options: Option<&TaskOptions<T>>,
         ledger: &Ledger,
-    ) -> Result<(), (TaskError, T)> {
+    ) -> Result<(), TaskError> {
         let Further { id, reply_to, one_way } = further;
         if !one_way && !reply_to.expect_foreign() {
-            return Err((TaskError::TooManyInFlight, payload));
+            return Err(TaskError::TooManyInFlight);
         }
         let now = Instant::now();
-        let (extra, place, due) = options.map(|options| options.settle(now, self.crew.size())).unwrap_or_default();
+        let settled = options.map(|options| options.settle(now, self.crew.size())).unwrap_or_default();
         let ticket = Ticket { id, queued_at: Stamp::from(now), reply_to: Arc::clone(&reply_to), one_way };
-        let task = Task { job: Job::OnTask(payload), ticket, extra };
-        let has_deadline = task.deadline().is_some();
-        let accepted = self.accept(task, place, due, true, ledger);
+        let has_deadline = settled.deadline().is_some();
+        let accepted = self.accept(job, ticket, settled, true, ledger);
         if accepted.is_err() && !one_way {
             reply_to.forget_foreign();
         }
@@ -171,13 +195,13 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
             // It is to follow the deadline, or may have waited for this one to end.
             reply_to.rouse(ledger);
         }
-        accepted.map_err(|(reason, task)| (reason, task.job.into_payload()))
+        accepted
     }
 
     /// Queues a task that was accepted, and wakes a task worker for it.
     #[inline(always)]
     pub(super) fn queue_up(&self, task: Task<T, R>, place: Place, ledger: &Ledger) {
-        self.queue.push(task, place);
+        self.queue.lane(place).push(task);
         // Either we see here that it was closed meanwhile, or whoever closes it sees this task; and likewise with a
         // task worker that goes to sleep.
         fence(Ordering::SeqCst);

@@ -14,7 +14,11 @@ use super::repetition::Repeating;
 use super::room::Room;
 use crate::logging::foreign;
 use crate::panic::catch;
+use crate::stack::with_room_for;
 use crate::stats::OpenLedger;
+
+/// What makes the payloads of repetitions is users'.
+const STACK: usize = 2 * 1024 * 1024;
 
 pub(super) struct Timer<T, R> {
     state: Mutex<State<T, R>>,
@@ -192,7 +196,8 @@ fn start<T: Send + 'static, R: Send + 'static>(room: Arc<Room<T, R>>) -> std::io
             log::error!("the timer panicked: {}", foreign(message));
         }
     };
-    thread::Builder::new().name("backroom-timer".to_owned()).spawn(run).map(drop)
+    let stack_size = with_room_for(&[size_of::<T>(), size_of::<R>()], STACK);
+    thread::Builder::new().name("backroom-timer".to_owned()).stack_size(stack_size).spawn(run).map(drop)
 }
 
 fn run<T: Send + 'static, R: Send + 'static>(room: &Arc<Room<T, R>>, ledger: &OpenLedger) {

@@ -39,7 +39,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
     /// Hands a task to the task workers and returns its id at once; its outcome comes to `on_finish`. See
     /// [`Connection::task`](crate::Connection::task).
     pub fn task(self, data: T) -> Result<TaskId, TaskError> {
-        self.submit(Job::OnTask(data), Some(Finish::ForAll)).map_err(|(reason, _)| reason)
+        self.submit(&mut Some(Job::OnTask(data)), Some(Finish::ForAll))
     }
 
     /// A task with a finish closure of its own for its outcome. See
@@ -48,7 +48,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
     where
         F: FnOnce(&mut C, Finished<R>) -> anyhow::Result<()> + 'static,
     {
-        self.submit(Job::OnTask(data), Some(Finish::Then(Box::new(finish)))).map_err(|(reason, _)| reason)
+        self.submit(&mut Some(Job::OnTask(data)), Some(Finish::Then(Box::new(finish))))
     }
 
     /// A task with a finish closure of its own for each of its results, the outcome last. See
@@ -57,20 +57,21 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
     where
         F: FnMut(&mut C, Finished<R>) -> anyhow::Result<()> + 'static,
     {
-        self.submit(Job::OnTask(data), Some(Finish::Each(Some(Box::new(finish))))).map_err(|(reason, _)| reason)
+        self.submit(&mut Some(Job::OnTask(data)), Some(Finish::Each(Some(Box::new(finish)))))
     }
 
     /// A task of whose outcome nobody hears. See [`Connection::task_oneway`](crate::Connection::task_oneway).
     pub fn task_oneway(self, data: T) -> Result<TaskId, TaskError> {
-        self.submit(Job::OnTask(data), None).map_err(|(reason, _)| reason)
+        self.submit(&mut Some(Job::OnTask(data)), None)
     }
 
     /// A task that is refused where the queue is full, with an error that hands the payload back. See
     /// [`Connection::try_task`](crate::Connection::try_task).
     pub fn try_task(self, data: T) -> Result<TaskId, TryTaskError<T>> {
         let With { port, options, .. } = self;
-        port.submit(Job::OnTask(data), Some(Finish::ForAll), options.as_ref(), WhenFull::RefuseAtCap)
-            .map_err(|(reason, job)| TryTaskError::new(reason, job.into_payload()))
+        let mut job = Some(Job::OnTask(data));
+        port.submit(&mut job, Some(Finish::ForAll), options.as_ref(), WhenFull::RefuseAtCap)
+            .map_err(|reason| TryTaskError::new(reason, Job::payload_of(job)))
     }
 
     /// Runs a closure as a task, and `finish` with what it returned. See [`Connection::run`](crate::Connection::run).
@@ -95,7 +96,7 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
             }
         };
         let finish = Finish::Closure(Box::new(finish));
-        self.submit(Job::Closure(Box::new(work)), Some(finish)).map_err(|(reason, _)| reason)
+        self.submit(&mut Some(Job::Closure(Box::new(work))), Some(finish))
     }
 
     /// Submits a task and blocks until it has ended. See
@@ -145,24 +146,25 @@ impl<T: Send + 'static, R: Send + 'static, C> With<'_, T, R, C> {
     /// Waits for room in the queue, if there is none.
     pub(crate) fn wait_for_room(self, data: T, timeout: Duration) -> Result<TaskId, TryTaskError<T>> {
         let With { port, options, .. } = self;
-        let mut job = Job::OnTask(data);
+        let mut job = Some(Job::OnTask(data));
         let deadline = far(Instant::now(), timeout);
         let mut when_full = WhenFull::RefuseAtCap;
         loop {
-            let (reason, refused) = match port.submit(job, Some(Finish::ForAll), options.as_ref(), when_full) {
+            let reason = match port.submit(&mut job, Some(Finish::ForAll), options.as_ref(), when_full) {
                 Ok(id) => return Ok(id),
-                Err(refused) => refused,
+                Err(reason) => reason,
             };
             let may_wait = reason == TaskError::QueueFull && port.may_wait();
             match may_wait.then(|| port.room_by(deadline)).flatten() {
-                Some(how) => (when_full, job) = (how, refused),
-                None => return Err(TryTaskError::new(reason, refused.into_payload())),
+                Some(how) => when_full = how,
+                None => return Err(TryTaskError::new(reason, Job::payload_of(job))),
             }
             port.look_whether_open();
         }
     }
 
-    fn submit(self, job: Job<T>, heard: super::port::Heard<R, C>) -> Result<TaskId, (TaskError, Job<T>)> {
+    #[inline(always)]
+    fn submit(self, job: &mut Option<Job<T>>, heard: super::port::Heard<R, C>) -> Result<TaskId, TaskError> {
         let when_full = self.port.when_full();
         self.port.submit(job, heard, self.options.as_ref(), when_full)
     }

@@ -31,7 +31,7 @@ where
     R: Send + 'static,
     S: 'static,
 {
-    let counted = Counted::new(&service.core);
+    let (counted, stack_size) = (Counted::new(&service.core), service.stack_size());
     let service = Arc::clone(service);
     let name = format!("backroom-udp-{}", idle.shared.local_addr.port());
     let run = move || {
@@ -42,7 +42,7 @@ where
         drop(service);
         drop(counted);
     };
-    thread::Builder::new().name(name).spawn(run).map(drop)
+    thread::Builder::new().name(name).stack_size(stack_size).spawn(run).map(drop)
 }
 
 /// Serves one packet socket until the server shuts down and its outcomes are delivered.
@@ -117,10 +117,12 @@ impl<T: Send + 'static, R: Send + 'static, S> PacketWorker<'_, T, R, S> {
 
     fn deliver(&mut self) {
         for _ in 0..BATCH {
-            let Some(delivery) = self.socket.port.next() else { break };
+            if !self.socket.port.fetch() {
+                break;
+            }
             let callbacks = &self.callbacks;
             let socket = &mut self.socket;
-            let returned = catch(|| Port::run(delivery, socket, |socket| &mut socket.port, callbacks));
+            let returned = catch(|| Port::deliver(socket, |socket| &mut socket.port, callbacks).unwrap_or(Ok(())));
             if !matches!(returned, Ok(Ok(()))) {
                 self.socket.port.ledger().finish_errors.add(1);
             }

@@ -23,11 +23,11 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             if !self.may_deliver() {
                 break;
             }
-            let Some(delivery) = self.conn.link.port.fetched() else { continue };
             self.clocks.at_work = true;
             self.begin_to_serve();
             let callbacks = &self.service.callbacks.tasks;
-            let returned = Port::run(delivery, &mut self.conn, |conn| &mut conn.link.port, callbacks);
+            let delivered = Port::deliver(&mut self.conn, |conn| &mut conn.link.port, callbacks);
+            let returned = delivered.unwrap_or(Ok(()));
             if let Some(error) = self.failure(returned) {
                 self.conn.link.port.ledger().finish_errors.add(1);
                 self.log_callback_error("a finish closure", &error);

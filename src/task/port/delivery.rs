@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::Port;
+use crate::error::TaskFailure;
 use crate::patience::Patience;
-use crate::task::flight::{Delivery, Each, Finish, Flight, What};
+use crate::task::flight::{Each, Finish, Flight, Then};
 use crate::task::outcome::{Finished, Progress, Returned, TaskId};
 use crate::task::reply::Message;
 
@@ -16,7 +17,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Whether there may be something to deliver.
     pub(crate) fn has_message(&self) -> bool {
         !self.aside.is_empty()
-            || !self.address.receiver().is_empty()
+            || !self.address.messages().is_empty()
             || self.order.as_ref().is_some_and(|order| order.has_next())
     }
 
@@ -29,15 +30,15 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// none.
     pub(crate) fn wait_for_message(&mut self, now: Instant, end: Instant) {
         let until = self.next_deadline().map_or(end, |deadline| deadline.min(end));
-        let (receiver, queue) = (self.address.receiver(), &self.room.queue);
+        let (messages, queue) = (self.address.messages(), &self.room.queue);
         let enough = (self.in_flight() / 2).min(GATHERED);
         let is_here = || {
-            let here = receiver.len();
+            let here = messages.len();
             (here > 0 && (here >= enough || queue.is_empty())).then_some(())
         };
         let time = until.saturating_duration_since(now).min(Patience::HOT);
         if self.patience.wait(usize::MAX, time, is_here).is_none() {
-            if let Some(message) = self.sleep(Some(until)) {
+            if let Some(message) = self.address.messages().recv_by(Some(until)) {
                 self.put_aside(message);
             }
         }
@@ -45,30 +46,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
     /// The next message; `None` at the deadline, until which there is so much time left.
     pub(super) fn receive(&mut self, deadline: Option<Instant>, left: Duration) -> Option<Message<R>> {
-        let receiver = self.address.receiver();
-        let here = self.patience.wait(usize::MAX, left.min(Patience::HOT), || receiver.try_recv().ok());
-        here.or_else(|| self.sleep(deadline))
-    }
-
-    /// The same without yielding before.
-    fn sleep(&self, deadline: Option<Instant>) -> Option<Message<R>> {
-        let receiver = self.address.receiver();
-        match deadline {
-            Some(deadline) => receiver.recv_deadline(deadline).ok(),
-            None => receiver.recv().ok(),
-        }
-    }
-
-    /// The next thing that is here, with what is to run for it.
-    #[inline]
-    pub(crate) fn next(&mut self) -> Option<Delivery<R, C>> {
-        while self.fetch() {
-            let delivery = self.fetched();
-            if delivery.is_some() {
-                return delivery;
-            }
-        }
-        None
+        let messages = self.address.messages();
+        self.patience.wait(usize::MAX, left.min(Patience::HOT), || (!messages.is_empty()).then_some(()));
+        messages.recv_by(deadline)
     }
 
     /// Settles what comes next, if anything is here: what its task has done before it gave this has happened by now.
@@ -87,20 +67,10 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         is_here
     }
 
-    /// What was fetched, with what is to run for it; `None` if that is nothing.
-    #[inline]
-    pub(crate) fn fetched(&mut self) -> Option<Delivery<R, C>> {
-        let message = match &mut self.order {
-            None => self.next_message()?,
-            Some(order) => order.fetched.take()?,
-        };
-        self.deliver(message)
-    }
-
     #[inline]
     fn next_message(&mut self) -> Option<Message<R>> {
         match self.aside.is_empty() {
-            true => self.address.receiver().try_recv().ok(),
+            true => self.address.messages().try_recv(),
             false => self.aside.pop_front(),
         }
     }
@@ -127,61 +97,46 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         id.submitter == self.address.number && self.flights.get(id.sequence).is_some_and(|flight| !flight.is_apart())
     }
 
+    /// Settles something that came of a task; what is to run for it, if anything is.
     #[inline]
-    fn deliver(&mut self, message: Message<R>) -> Option<Delivery<R, C>> {
-        let what = match message {
-            Message::Finished(finished) if finished.is_last => self.deliver_outcome(finished),
-            Message::Finished(finished) => self.deliver_result(finished),
-            Message::Returned(id, returned) => self.deliver_returned(id, returned),
-            Message::Progress(id) => {
-                self.address.forget_told(id);
-                self.room.crew.progress(id).map(|progress| What::Progress(id, progress))
+    fn finish_for(&mut self, finished: &Finished<R>) -> Option<Finish<R, C>> {
+        match (finished.is_last, finished.id.submitter == self.address.number) {
+            (true, true) => {
+                self.ledger.delivered.add(1);
+                self.land(finished.id.sequence)
             }
-            Message::Deadline(id, deadline) => {
-                self.follow(id, deadline);
-                None
+            (true, false) => {
+                self.ledger.delivered.add(1);
+                self.address.forget_foreign();
+                self.follow_no_more(finished.id);
+                Some(Finish::ForAll)
             }
-        };
-        what.map(Delivery)
-    }
-
-    #[inline]
-    fn deliver_outcome(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
-        self.ledger.delivered.add(1);
-        if finished.id.submitter != self.address.number {
-            self.address.forget_foreign();
-            self.follow_no_more(finished.id);
-            return Some(What::ForAll(finished));
-        }
-        match self.land(finished.id.sequence)? {
-            Finish::ForAll => Some(What::ForAll(finished)),
-            Finish::Then(then) => Some(What::Then(then, finished)),
-            Finish::Each(each) => Some(What::Each(each?, finished)),
-            // It has not returned.
-            Finish::Closure(then) => Some(What::Closure(then, Err(finished.into_result().err()?))),
-            Finish::Waited => None,
+            (false, is_own) => {
+                self.address.forget_result();
+                if !is_own {
+                    return Some(Finish::ForAll);
+                }
+                let flight = self.flights.get_mut(finished.id.sequence)?;
+                if flight.is_for_all() {
+                    return Some(Finish::ForAll);
+                }
+                // Others asked for the outcome only.
+                flight.each().map(|each| Finish::Each(each.take()))
+            }
         }
     }
 
-    fn deliver_returned(&mut self, id: TaskId, returned: Returned) -> Option<What<R, C>> {
+    fn closure_for(&mut self, id: TaskId) -> Option<Closure<C>> {
         self.ledger.delivered.add(1);
         match self.land(id.sequence)? {
-            Finish::Closure(then) => Some(What::Closure(then, Ok(returned))),
+            Finish::Closure(then) => Some(then),
             _ => None,
         }
     }
 
-    fn deliver_result(&mut self, finished: Finished<R>) -> Option<What<R, C>> {
-        self.address.forget_result();
-        if finished.id.submitter != self.address.number {
-            return Some(What::ForAll(finished));
-        }
-        let flight = self.flights.get_mut(finished.id.sequence)?;
-        if flight.is_for_all() {
-            return Some(What::ForAll(finished));
-        }
-        // Others asked for the outcome only.
-        flight.each()?.take().map(|each| What::Each(each, finished))
+    fn progress_of(&mut self, id: TaskId) -> Option<Progress> {
+        self.address.forget_told(id);
+        self.room.crew.progress(id)
     }
 
     fn put_back(&mut self, id: TaskId, closure: Each<R, C>) {
@@ -195,29 +150,45 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 }
 
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
-    /// Runs what is to run for a delivery. `port` is where `user` has this port.
+    /// Delivers what was fetched: settles it, and runs what is to run for it; `None` if that is nothing. `port` is where
+    /// `user` has this port.
+    // A result is moved from the channel to the closure that is given it, and nowhere else: it may be large.
     #[inline]
-    pub(crate) fn run(
-        delivery: Delivery<R, C>,
+    pub(crate) fn deliver(
         user: &mut C,
         port: impl Fn(&mut C) -> &mut Self,
         callbacks: &TaskCallbacks<R, C>,
-    ) -> anyhow::Result<()> {
+    ) -> Option<anyhow::Result<()>> {
         let TaskCallbacks { on_finish, on_progress } = callbacks;
-        match delivery.0 {
-            What::ForAll(finished) => on_finish.as_ref().map_or(Ok(()), |on_finish| on_finish(user, finished)),
-            What::Then(then, finished) => then(user, finished),
-            What::Closure(then, returned) => then(user, returned),
-            What::Each(mut each, finished) => {
-                let (id, is_last) = (finished.id, finished.is_last);
-                let returned = each(user, finished);
-                if !is_last {
-                    port(user).put_back(id, each);
+        let own = port(user);
+        let message = match &mut own.order {
+            None => own.next_message()?,
+            Some(order) => order.fetched.take()?,
+        };
+        match message {
+            Message::Finished(finished) => match own.finish_for(&finished)? {
+                Finish::ForAll => Some(on_finish.as_ref().map_or(Ok(()), |on_finish| on_finish(user, finished))),
+                Finish::Then(then) => Some(then(user, finished)),
+                Finish::Each(each) => {
+                    let (mut each, id, is_last) = (each?, finished.id, finished.is_last);
+                    let returned = each(user, finished);
+                    if !is_last {
+                        port(user).put_back(id, each);
+                    }
+                    Some(returned)
                 }
-                returned
+                // It has not returned.
+                Finish::Closure(then) => Some(then(user, Err(finished.into_result().err()?))),
+                Finish::Waited => None,
+            },
+            Message::Returned(id, returned) => Some(own.closure_for(id)?(user, Ok(returned))),
+            Message::Progress(id) => {
+                let progress = own.progress_of(id)?;
+                Some(on_progress.as_ref().map_or(Ok(()), |on_progress| on_progress(user, id, progress)))
             }
-            What::Progress(id, progress) => {
-                on_progress.as_ref().map_or(Ok(()), |on_progress| on_progress(user, id, progress))
+            Message::Deadline(id, deadline) => {
+                own.follow(id, deadline);
+                None
             }
         }
     }
@@ -235,5 +206,7 @@ impl<R, C> Default for TaskCallbacks<R, C> {
     }
 }
 
+/// What is given what a closure has returned that was run as a task.
+type Closure<C> = Then<Result<Returned, TaskFailure>, C>;
 type OnFinish<R, C> = Box<dyn Fn(&mut C, Finished<R>) -> anyhow::Result<()> + Send + Sync>;
 type OnProgress<C> = Box<dyn Fn(&mut C, TaskId, Progress) -> anyhow::Result<()> + Send + Sync>;

@@ -87,7 +87,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     }
 
     fn put_all_aside(&mut self) {
-        while let Ok(message) = self.address.receiver().try_recv() {
+        while let Some(message) = self.address.messages().try_recv() {
             self.put_aside(message);
         }
     }

@@ -17,7 +17,7 @@ struct Waited<'a, R> {
     /// The sequences of those that were accepted, ascending, with their place among the results.
     places: &'a mut [(u64, usize)],
     accepted: usize,
-    results: &'a mut [Option<Result<R, WaitError>>],
+    results: &'a mut [Option<Result<Finished<R>, TaskError>>],
     /// How many have no result yet.
     open: usize,
 }
@@ -41,6 +41,14 @@ impl<R> Waited<'_, R> {
     }
 }
 
+fn result_of<R>(finished: Option<Result<Finished<R>, TaskError>>) -> Result<R, WaitError> {
+    match finished {
+        Some(Ok(finished)) => finished.into_result().map_err(WaitError::from),
+        Some(Err(reason)) => Err(WaitError::NotAccepted(reason)),
+        None => Err(WaitError::TimedOut),
+    }
+}
+
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Submits a task and blocks until it has ended, or for `timeout`.
     pub(in crate::task) fn wait(
@@ -49,11 +57,14 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         options: Option<TaskOptions<T>>,
         timeout: Duration,
     ) -> Result<R, WaitError> {
+        let mut job = Some(Job::OnTask(payload));
         let (mut places, mut results) = ([(0, 0)], [None]);
         let waited = Waited { places: &mut places, accepted: 0, results: &mut results, open: 0 };
-        self.wait_for(std::iter::once(payload), waited, options, timeout);
+        self.wait_for(waited, options, timeout, |port, options, waited| {
+            port.submit_waited(&mut job, 0, options, waited)
+        });
         let [result] = results;
-        result.unwrap_or(Err(WaitError::TimedOut))
+        result_of(result)
     }
 
     /// The same for several, for `timeout` in all.
@@ -66,20 +77,24 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let mut places = vec![(0, 0); payloads.len()];
         let mut results: Vec<_> = payloads.iter().map(|_| None).collect();
         let waited = Waited { places: &mut places, accepted: 0, results: &mut results, open: 0 };
-        self.wait_for(payloads.into_iter(), waited, options, timeout);
-        results.into_iter().map(|result| result.unwrap_or(Err(WaitError::TimedOut))).collect()
+        self.wait_for(waited, options, timeout, |port, options, waited| {
+            for (place, payload) in payloads.into_iter().enumerate() {
+                port.submit_waited(&mut Some(Job::OnTask(payload)), place, options, waited);
+            }
+        });
+        results.into_iter().map(result_of).collect()
     }
 
     /// What comes for others meanwhile is put aside.
     fn wait_for(
         &mut self,
-        payloads: impl Iterator<Item = T>,
         mut waited: Waited<'_, R>,
         options: Option<TaskOptions<T>>,
         timeout: Duration,
+        submit: impl FnOnce(&mut Self, Option<&TaskOptions<T>>, &mut Waited<'_, R>),
     ) {
         if !self.may_wait() {
-            return waited.results.fill_with(|| Some(Err(WaitError::NotAccepted(TaskError::InTask))));
+            return waited.results.fill_with(|| Some(Err(TaskError::InTask)));
         }
         let now = Instant::now();
         self.now = Some(Stamp::from(now));
@@ -87,7 +102,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         let own = options.as_ref().and_then(|options| options.deadline);
         let time = own.map_or(timeout, |deadline| deadline.min(timeout));
         let deadline = now.checked_add(time);
-        self.submit_waited(payloads, options.as_ref(), &mut waited);
+        submit(self, options.as_ref(), &mut waited);
         let mut left = time;
         while waited.open > 0 && !left.is_zero() {
             match self.receive(deadline, left) {
@@ -104,29 +119,29 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
 
     fn submit_waited(
         &mut self,
-        payloads: impl Iterator<Item = T>,
+        job: &mut Option<Job<T>>,
+        place: usize,
         options: Option<&TaskOptions<T>>,
         waited: &mut Waited<'_, R>,
     ) {
-        for (place, payload) in payloads.enumerate() {
-            match self.submit(Job::OnTask(payload), Some(Finish::Waited), options, self.when_full()) {
-                Ok(id) => {
-                    waited.places[waited.accepted] = (id.sequence, place);
-                    waited.accepted += 1;
-                    waited.open += 1;
-                }
-                Err((reason, _)) => waited.results[place] = Some(Err(WaitError::NotAccepted(reason))),
+        match self.submit(job, Some(Finish::Waited), options, self.when_full()) {
+            Ok(id) => {
+                waited.places[waited.accepted] = (id.sequence, place);
+                waited.accepted += 1;
+                waited.open += 1;
             }
+            Err(reason) => waited.results[place] = Some(Err(reason)),
         }
     }
 
     /// Keeps what is waited for, and puts anything else aside.
     fn sort(&mut self, message: Message<R>, waited: &mut Waited<'_, R>) {
-        match (waited.place_of(&message, self.number()), message) {
-            (Some(place), Message::Finished(finished)) => self.keep(finished, place, waited),
+        let Some(place) = waited.place_of(&message, self.number()) else { return self.put_aside(message) };
+        match message {
+            Message::Finished(finished) => self.keep(finished, place, waited),
             // Who waits looks no further than to its end.
-            (Some(_), Message::Progress(id)) => self.address.forget_told(id),
-            (_, message) => self.put_aside(message),
+            Message::Progress(id) => self.address.forget_told(id),
+            message => self.put_aside(message),
         }
     }
 
@@ -139,7 +154,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
         self.ledger.delivered.add(1);
         self.land(finished.id.sequence);
-        waited.results[place] = Some(finished.into_result().map_err(WaitError::from));
+        waited.results[place] = Some(Ok(finished));
         waited.open -= 1;
     }
 
