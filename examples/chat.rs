@@ -17,11 +17,13 @@ mod tls;
 
 use std::collections::HashSet;
 use std::fmt::Write;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backroom::{CloseReason, Framing, Limits, Listener, Server, TaskError, TaskOptions};
 use clap::Parser;
+use common::say;
 use parking_lot::Mutex;
 use rooms::{Errand, LOBBY, Rooms, Step};
 
@@ -91,17 +93,20 @@ const HELP: &str = "\
 * Everything else is said to all in the room.
 ";
 
-fn main() -> anyhow::Result<()> {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,chat=info")).init();
+fn main() -> ExitCode {
+    common::run("warn,chat=info", serve)
+}
+
+fn serve() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
     let signals = common::signals()?;
     let server = build(&options)?;
     for address in server.local_addrs() {
-        println!("listening on {address}");
+        say!("listening on {address}");
     }
     common::shut_down_at(signals, server.handle(), DRAIN_TIME);
     server.run()?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn build(options: &Options) -> anyhow::Result<Server> {

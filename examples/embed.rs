@@ -56,6 +56,11 @@ struct Tally {
     broken: Option<io::Error>,
 }
 
+/// As `eprintln`, but who takes no notes stops nothing.
+macro_rules! note {
+    ($($text:tt)*) => { drop(writeln!(io::stderr(), $($text)*)) };
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, usize::from));
@@ -100,7 +105,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let flushed = tally.out.flush();
     tally.bar.finish_and_clear();
     let left = total - tally.hashed - tally.failed;
-    eprintln!(
+    note!(
         "{} files, {} in {}; {} failed, {left} left out",
         tally.hashed,
         HumanBytes(tally.bytes),
@@ -109,10 +114,10 @@ fn main() -> anyhow::Result<ExitCode> {
     );
     if let Some(times) = times.filter(|times| times.run.count() > 0) {
         let [median, tail, longest] = [times.run.quantile(0.5), times.run.quantile(0.99), times.run.max()];
-        eprintln!("per file: median {median:.1?}, 99th percentile {tail:.1?}, longest {longest:.1?}");
+        note!("per file: median {median:.1?}, 99th percentile {tail:.1?}, longest {longest:.1?}");
     }
     if report.task_workers_running > 0 {
-        eprintln!("{} files were given up while they were read", report.task_workers_running);
+        note!("{} files were given up while they were read", report.task_workers_running);
     }
     if let Some(error) = tally.broken.take().or(flushed.err()) {
         return Err(error).context("stdout");
@@ -175,10 +180,10 @@ impl Tally {
             Err(backroom::TaskFailure::Failed(error)) => {
                 self.failed += 1;
                 self.bar.inc(1);
-                self.bar.suspend(|| eprintln!("{}: {error}", path.display()));
+                self.bar.suspend(|| note!("{}: {error}", path.display()));
             }
             // Given up at the end, or a bug: it is left out.
-            Err(failure) => self.bar.suspend(|| eprintln!("{}: {failure}", path.display())),
+            Err(failure) => self.bar.suspend(|| note!("{}: {failure}", path.display())),
         }
         Ok(())
     }
@@ -214,7 +219,7 @@ fn find_files(folder: &Path, interrupts: &AtomicUsize) -> anyhow::Result<(VecDeq
             Ok(inner) => folders.extend(inner),
             Err(error) => {
                 unreadable += 1;
-                eprintln!("{}: {error}", folder.display());
+                note!("{}: {error}", folder.display());
             }
         }
     }
@@ -242,7 +247,11 @@ fn count_interrupts() -> anyhow::Result<Arc<AtomicUsize>> {
     let counted = Arc::clone(&count);
     std::thread::spawn(move || {
         for _ in signals.forever() {
-            counted.fetch_add(1, Ordering::Relaxed);
+            if counted.fetch_add(1, Ordering::Relaxed) == 1 {
+                // It may hang where nobody reads what it writes.
+                std::thread::sleep(Duration::from_secs(1));
+                std::process::exit(130);
+            }
         }
     });
     Ok(count)

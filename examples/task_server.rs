@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use backroom::{Address, Framing, Outcome, Server};
 use clap::Parser;
+use common::say;
 
 /// Lines in, a slow task for each, its result out
 ///
@@ -42,12 +43,15 @@ struct Options {
     demo: bool,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+fn main() -> ExitCode {
+    common::run("warn", serve)
+}
+
+fn serve() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
     let signals = (!options.demo).then(common::signals).transpose()?;
     let server = build(&options)?;
-    println!("listening on {}", server.local_addr());
+    say!("listening on {}", server.local_addr());
 
     let handle = server.handle();
     let drain_time = Duration::from_secs(options.drain_seconds);
@@ -68,7 +72,7 @@ fn main() -> anyhow::Result<ExitCode> {
         client.join().map_err(|_| anyhow::anyhow!("the demo's client panicked"))??;
     }
     let tasks = report.tasks;
-    println!(
+    say!(
         "shutdown: accepted={} done={} failed={} abandoned={} orphaned={}",
         tasks.accepted,
         tasks.done,
@@ -94,18 +98,18 @@ fn build(options: &Options) -> anyhow::Result<Server> {
             let id = conn.task_then(line.clone(), move |conn, done| {
                 let (id, answer) = (done.id(), answer(&line, done.into_outcome()));
                 if loud {
-                    println!("Async task [{id}] finished: {}", shown(&answer));
+                    say!("Async task [{id}] finished: {}", shown(&answer));
                 }
                 Ok(conn.send(answer + "\n")?)
             })?;
             if loud {
-                println!("Dispatched async task: id={id}");
+                say!("Dispatched async task: id={id}");
             }
             Ok(())
         })
         .on_task(move |cx, line: String| {
             if loud {
-                println!("New async task [id={}]", cx.id());
+                say!("New async task [id={}]", cx.id());
             }
             if !task_time.is_zero() {
                 thread::sleep(task_time);
@@ -140,13 +144,13 @@ fn play_client(addr: Address) -> anyhow::Result<()> {
     server.set_read_timeout(Some(Duration::from_secs(60)))?;
     let lines = ["first mail", "second mail", "third mail"];
     for line in lines {
-        println!("client sends: {line}");
+        say!("client sends: {line}");
     }
     server.write_all((lines.join("\n") + "\n").as_bytes())?;
     let mut answers = BufReader::new(server).lines();
     for _ in lines {
         let answer = answers.next().context("the server closed before it had answered")??;
-        println!("client gets: {answer}");
+        say!("client gets: {answer}");
         anyhow::ensure!(lines.iter().any(|line| answer == format!("{line} -> OK")), "not what was to come");
     }
     Ok(())

@@ -5,17 +5,19 @@ mod common;
 use std::ffi::OsStr;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{BufRead, Read, Write};
-use std::net::Shutdown;
+use std::io::{BufRead, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::eventually;
 use common::example::Example;
+use common::{Client, Program, eventually};
 use rustix::process::{Signal, kill_process};
 
 #[test]
@@ -98,6 +100,103 @@ fn what_it_cannot_finish_in_time_it_says_and_exits_with_an_error() {
     let (output, status) = example.end();
     assert_eq!(status.code(), Some(1));
     assert_eq!(output, "shutdown: accepted=1 done=0 failed=0 abandoned=1 orphaned=0\n");
+}
+
+/// What a program writes to there goes nowhere: its reader is gone, or its disk is full, or nobody reads it. With the
+/// reader.
+fn unwritable() -> [(&'static str, OwnedFd, Option<UnixStream>); 3] {
+    let (gone, _) = UnixStream::pair().unwrap();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let (mut clogged, reader) = UnixStream::pair().unwrap();
+    clogged.set_nonblocking(true).unwrap();
+    while clogged.write(&[b'.'; 1000]).is_ok() {}
+    assert_eq!(clogged.write(b".").unwrap_err().kind(), ErrorKind::WouldBlock);
+    clogged.set_nonblocking(false).unwrap();
+    [("gone", gone.into(), None), ("full", full.into(), None), ("clogged", clogged.into(), Some(reader))]
+}
+
+#[test]
+fn a_server_whose_output_goes_nowhere_serves_on_and_ends_when_it_is_told_to() {
+    for (name, question, answer) in [
+        ("task_server", "a mail\n", "a mail -> OK"),
+        ("task_server", "panic\n", "panic -> FAILED: the task panicked: a task that panics"),
+        ("chat", "/nonsense\n", "* That is no command; /help lists them."),
+    ] {
+        for (how, output, _reader) in unwritable() {
+            // It cannot say where it listens.
+            let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let mut command = Command::new(Example::program(name));
+            // All that there is to say is tried to be.
+            command.args(["--listen", &addr.to_string()]).env("RUST_LOG", "trace");
+            command.stdout(output.try_clone().unwrap()).stderr(output);
+            let mut program = Program::start(&mut command);
+            eventually("it listens", || TcpStream::connect(addr).is_ok());
+            let mut client = Client::connect(addr);
+            client.send(question);
+            while client.line() != answer {}
+            assert!(program.0.try_wait().unwrap().is_none(), "{name}, {how}");
+            kill_process(rustix::process::Pid::from_child(&program.0), Signal::TERM).unwrap();
+            eventually(&format!("{name} ends, {how}"), || program.0.try_wait().unwrap().is_some());
+            assert!(program.0.wait().unwrap().success(), "{name}, {how}");
+        }
+    }
+}
+
+#[test]
+fn what_is_printed_faster_than_it_is_read_is_left_out_and_counted() {
+    const LINES: usize = 10_000;
+    let mut example = Example::start("task_server", &["--listen", "127.0.0.1:0"]);
+    let mut client = example.client();
+    for _ in 0..LINES / 100 {
+        client.send("a\n".repeat(100));
+        (0..100).for_each(|_| assert_eq!(client.line(), "a -> OK"));
+    }
+    // Somebody begins to read.
+    let mut printed = Vec::new();
+    for line in example.stdout.by_ref().lines().map(Result::unwrap) {
+        let is_gap = line.ends_with("lines are left out here)");
+        printed.push(line);
+        if is_gap {
+            break;
+        }
+        // What is said next tells of the gap.
+        assert_eq!(client.ask("ping"), "pong");
+        client.send("b\n");
+        assert_eq!(client.line(), "b -> OK");
+    }
+    example.signal(Signal::TERM);
+    let (rest, status) = example.end();
+    assert!(status.success());
+    let all: Vec<&str> = printed.iter().map(String::as_str).chain(rest.lines()).collect();
+    let left_out = |line: &&str| line.strip_prefix('(')?.split_once(" lines are left out")?.0.parse::<usize>().ok();
+    let (gaps, counted) = all.iter().filter_map(left_out).fold((0, 0), |(gaps, sum), count| (gaps + 1, sum + count));
+    assert!(gaps > 0 && all.last().unwrap().starts_with("shutdown: accepted="), "{:?}", all.last());
+    let accepted: usize = all.last().unwrap().split(['=', ' ']).nth(2).unwrap().parse().unwrap();
+    assert_eq!(all.len() - 1 - gaps + counted, 3 * accepted, "each line is there or counted");
+}
+
+#[test]
+fn a_second_sigint_ends_a_program_that_waits_for_somebody_to_read() {
+    let folder = Folder::new("unread");
+    for number in 0..100 {
+        fs::write(folder.0.join(number.to_string()), "").unwrap();
+    }
+    let [.., (_, clogged, _reader)] = unwritable();
+    let mut command = Command::new(Example::program("embed"));
+    command.arg(&folder.0).stdout(clogged.try_clone().unwrap()).stderr(clogged);
+    let mut program = Program::start(&mut command);
+    let pid = rustix::process::Pid::from_child(&program.0);
+    let catches_signals = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", program.0.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(caught.trim(), 16).unwrap() & 2 != 0
+    };
+    eventually("it takes signals", catches_signals);
+    eventually("it ends", || {
+        let _ = kill_process(pid, Signal::INT);
+        program.0.try_wait().unwrap().is_some()
+    });
+    assert_eq!(program.0.wait().unwrap().code(), Some(130));
 }
 
 /// A folder that is gone at the end of the test.

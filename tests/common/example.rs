@@ -16,15 +16,23 @@ pub struct Example {
 }
 
 impl Example {
-    /// `cargo test` builds the examples beside the tests.
     pub fn start(name: &str, args: &[&str]) -> Example {
-        let mut program: PathBuf = std::env::current_exe().unwrap();
+        Example::start_as(Command::new(Example::program(name)).args(args))
+    }
+
+    /// `cargo test` builds the examples beside the tests.
+    pub fn program(name: &str) -> PathBuf {
+        let mut program = std::env::current_exe().unwrap();
         program.pop();
         program.pop();
         program.push("examples");
         program.push(name);
-        let mut child = Command::new(program)
-            .args(args)
+        program
+    }
+
+    /// By a command that runs the example in the end.
+    pub fn start_as(command: &mut Command) -> Example {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
