@@ -3,7 +3,8 @@
 //!
 //! As it comes it writes the mails to a folder; `--smtp smtp://127.0.0.1:25` sends them. Whoever posts a mail is answered
 //! at once with the id of its task. The mail is sent by a task worker over an SMTP connection of its own, and tried
-//! again if that fails for a while; the page is told of it as it happens.
+//! again if that fails for a while; the page is told of it as it happens. A mail that the SMTP server has got but not
+//! confirmed is not tried again: it is shown as one of which it is not known whether it was delivered.
 //!
 //! It asks nobody for a password, so it should be reached by nobody else: it listens on the loopback address, and
 //! refuses mails that the pages of others would have a browser post.
@@ -11,28 +12,39 @@
 #[path = "web_mail/board.rs"]
 mod board;
 mod common;
+#[path = "web_mail/folder.rs"]
+mod folder;
 #[path = "web_mail/form.rs"]
 mod form;
 #[path = "web_mail/http.rs"]
 mod http;
 #[path = "web_mail/outgoing.rs"]
 mod outgoing;
+#[path = "web_mail/postman.rs"]
+mod postman;
 #[path = "web_mail/response.rs"]
 mod response;
+#[path = "web_mail/smtp.rs"]
+mod smtp;
+#[path = "web_mail/target.rs"]
+mod target;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
-use backroom::{Framing, Limits, Retry, Server, ServerHandle, TaskContext, TaskOptions, WhenQueueFull};
-use board::{Board, to_json};
+use anyhow::Context;
+use backroom::{Framing, Limits, Retry, Server, TaskOptions, WhenQueueFull};
+use board::{Board, Report, to_json};
 use clap::Parser;
-use form::Form;
-use http::{Http, Request};
+use common::say;
+use form::{Form, deliverable};
+use http::{EVENTS, Http, Request, is_head};
 use lettre::message::Mailbox;
-use outgoing::{Mail, Outgoing, Where, is_passing};
+use outgoing::{Mail, Where, is_passing};
+use postman::Postroom;
 use response::{Response, Status};
 
 #[derive(Parser)]
@@ -69,6 +81,9 @@ struct Options {
     /// How long before the second attempt; twice as long before each further one, up to a minute
     #[arg(long, default_value_t = 2000)]
     retry_ms: u64,
+    /// How long an attempt may take; the mail server has ten minutes of it to confirm the mail, and five for most else
+    #[arg(long, default_value_t = 3600)]
+    attempt_seconds: u64,
     /// So much longer each mail takes, to see how they wait
     #[arg(long, default_value_t = 0)]
     slow_ms: u64,
@@ -88,51 +103,57 @@ struct Browser {
     site: Arc<Site>,
     /// The head of a request whose body was asked for.
     head: Vec<u8>,
-    /// It watches the board, and nothing else comes of it.
-    watches: bool,
-}
-
-/// What each task worker owns.
-struct Postman {
-    outgoing: Outgoing,
-    board: Arc<Board>,
-    slow: Duration,
 }
 
 type Connection = backroom::Connection<Mail, (), Browser>;
 
-const HEARTBEAT: Duration = Duration::from_secs(15);
-const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// Pages take a server from which they hear nothing for somewhat longer for one that is gone.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+const DRAIN_TIME: Duration = Duration::from_secs(20);
 /// The page has everything from here, and may do nothing else.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-fn main() -> anyhow::Result<()> {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,web_mail=info")).init();
-    let options = Options::parse();
-    let signals = common::signals()?;
-    let server = build(options)?;
-    println!("listening on http://{}", server.local_addr());
-    common::shut_down_at(signals, server.handle(), DRAIN_TIME);
-    let tasks = server.run()?.tasks;
-    println!("shutdown: {} mails accepted, {} sent, {} not", tasks.accepted, tasks.done, tasks.accepted - tasks.done);
-    Ok(())
+fn main() -> ExitCode {
+    common::run("warn,web_mail=info", serve)
 }
 
-fn build(options: Options) -> anyhow::Result<Server> {
+fn serve() -> anyhow::Result<ExitCode> {
+    let options = Options::parse();
+    let signals = common::signals()?;
     let board = Arc::new(Board::new(options.queue.saturating_add(options.task_workers)));
+    let room = Postroom {
+        to: if options.smtp == "none" {
+            Where::Folder(options.folder.clone())
+        } else {
+            Where::Smtp(options.smtp.clone())
+        },
+        board: Arc::clone(&board),
+        waiting: Arc::default(),
+        task_workers: options.task_workers,
+        attempt_time: Duration::from_secs(options.attempt_seconds),
+        slow: Duration::from_millis(options.slow_ms),
+    };
+    let server = build(options, &room)?;
+    say!("listening on http://{}", server.local_addr());
+    let signals = common::shut_down_at(signals, server.handle(), DRAIN_TIME);
+    server.run()?;
+    room.try_once_more(&signals)?;
+    Ok(tell(board.report()))
+}
+
+fn build(options: Options, room: &Postroom) -> anyhow::Result<Server> {
     let retry = Retry::attempts(options.attempts)
         .backoff(Duration::from_millis(options.retry_ms), Duration::from_secs(60))
         .when(is_passing);
     let task_options = TaskOptions::new().retry(retry);
-    let (from, hosts) = (options.from, options.host);
-    let site = Arc::new(Site { board: Arc::clone(&board), from, hosts, options: task_options });
-    let to = if options.smtp == "none" { Where::Folder(options.folder) } else { Where::Smtp(options.smtp) };
-    let slow = Duration::from_millis(options.slow_ms);
-    let (observer, opened) = (Arc::clone(&board), Arc::clone(&board));
+    let from = deliverable(options.from).map_err(anyhow::Error::msg).context("--from")?;
+    let site = Arc::new(Site { board: Arc::clone(&room.board), from, hosts: options.host, options: task_options });
+    let room = room.clone();
+    let (observer, opened) = (Arc::clone(&room.board), Arc::clone(&room.board));
     let server = Server::builder()
-        .session(move |_peer| Browser { site: Arc::clone(&site), head: Vec::new(), watches: false })
-        .task_worker(move |_index| Ok(Postman { outgoing: Outgoing::open(&to)?, board: Arc::clone(&board), slow }))
+        .session(move |_peer| Browser { site: Arc::clone(&site), head: Vec::new() })
+        .task_worker(move |_index| room.postman())
         .observer(observer)
         .on_start(move |server| {
             opened.open(server);
@@ -144,17 +165,25 @@ fn build(options: Options) -> anyhow::Result<Server> {
         .framing(Framing::decoder(Http::default))
         .limits(Limits::new().max_frame(http::MAX_FRAME).idle_timeout(Duration::from_secs(60)))
         .on_receive(receive)
-        .on_task(send)
+        .on_task(|cx, mail: Mail| {
+            let (postman, task) = cx.parts();
+            postman.attempt(&mail, task.attempt(), task.is_last_attempt())
+        })
         .bind(options.listen.as_str())?;
     Ok(server)
 }
 
+/// What has become of the mails.
+fn tell(Report { accepted, sent, unknown, left }: Report) -> ExitCode {
+    left.iter().for_each(|mail| say!("{mail}"));
+    let not = accepted - sent - unknown;
+    let unknown = if unknown > 0 { format!(", {unknown} not known") } else { String::new() };
+    say!("shutdown: {accepted} mails accepted, {sent} sent, {not} not{unknown}");
+    if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn receive(conn: &mut Connection, frame: &[u8]) -> anyhow::Result<()> {
-    let browser = conn.session_mut();
-    if browser.watches {
-        return Ok(());
-    }
-    let mut whole = std::mem::take(&mut browser.head);
+    let mut whole = std::mem::take(&mut conn.session_mut().head);
     let frame = if whole.is_empty() {
         frame
     } else {
@@ -163,21 +192,21 @@ fn receive(conn: &mut Connection, frame: &[u8]) -> anyhow::Result<()> {
     };
     let request = match Request::of(frame) {
         Ok(request) if request.asks => {
-            browser.head = frame.to_vec();
+            conn.session_mut().head = frame.to_vec();
             return Ok(conn.send(response::CONTINUE)?);
         }
         Ok(request) => request,
-        Err(status) => return answer(conn, Response::error(status).closing(), false),
+        Err(status) => return answer(conn, Response::error(status).closing(), is_head(frame)),
     };
     let is_head = request.method == "HEAD";
     let response = match (request.method, request.path) {
         _ if !is_called_by_name(&request, &conn.session().site.hosts) => Response::error(Status::Misdirected),
-        ("GET", "/events") => match watch(conn)? {
-            true => return Ok(()),
-            false => Response::error(Status::Unavailable).header("Retry-After", "5"),
-        },
+        ("GET", EVENTS) if watch(conn)? => return Ok(()),
+        ("GET", EVENTS) => Response::error(Status::Unavailable).header("Retry-After", "5"),
         _ => route(conn, &request),
     };
+    // Nothing is read after that for the events.
+    let response = if request.path == EVENTS { response.closing() } else { response };
     answer(conn, response.for_connection_of(&request), is_head)
 }
 
@@ -195,7 +224,9 @@ fn route(conn: &mut Connection, request: &Request<'_>) -> Response {
         ("/mails", "POST") => post(conn, request),
         ("/mails", _) if reads => json(Status::Ok, conn.session().site.board.to_json()),
         ("/mails", _) => not_allowed("GET, HEAD, POST"),
-        ("/events", _) => not_allowed("GET"),
+        (EVENTS, _) => not_allowed("GET"),
+        // What the server can do for any path: of all that are allowed somewhere.
+        ("*", _) => Response::new(Status::Ok, "text/plain", b"".as_slice()).header("Allow", "GET, HEAD, POST"),
         (path, _) => match part_of_the_page(path) {
             Some(part) if reads => part,
             Some(_) => not_allowed("GET, HEAD"),
@@ -243,12 +274,9 @@ fn post(conn: &mut Connection, request: &Request<'_>) -> Response {
 /// browser would take the site's pages for this one's.
 fn is_called_by_name(request: &Request<'_>, names: &[String]) -> bool {
     // A request of HTTP/1.0 may have none, and comes from no browser.
-    let Some(host) = request.header("host") else { return !request.is_1_1 };
-    let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
-    let name = name.map_or(host, |(name, _)| name);
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    let is_one_of = |names: &[String]| names.iter().any(|own| own.eq_ignore_ascii_case(name));
-    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok() || is_one_of(names)
+    let Some(host) = request.host else { return true };
+    let is_one_of = |names: &[String]| names.iter().any(|own| own.eq_ignore_ascii_case(host));
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok() || is_one_of(names)
 }
 
 /// Whether no page of others had the browser send this. Who is no browser says nothing of it.
@@ -256,8 +284,9 @@ fn is_of_this_site(request: &Request<'_>) -> bool {
     match (request.header("sec-fetch-site"), request.header("origin")) {
         (Some(site), _) => matches!(site, "same-origin" | "none"),
         (None, Some(origin)) => {
-            let host = origin.split_once("://").map(|(_, host)| host);
-            host.is_some() && host == request.header("host")
+            let own =
+                |(_, authority): (_, &str)| request.authority.is_some_and(|own| own.eq_ignore_ascii_case(authority));
+            origin.split_once("://").is_some_and(own)
         }
         (None, None) => true,
     }
@@ -273,28 +302,15 @@ fn json(status: Status, text: String) -> Response {
 
 /// Server-sent events: what is known at once, and then what changes; `false` if too many watch already.
 fn watch(conn: &mut Connection) -> anyhow::Result<bool> {
-    let head = Response::stream("text/event-stream").header("Cache-Control", "no-store").to_bytes(false);
+    let head = Response::stream("text/event-stream").header("Cache-Control", "no-store");
+    // A proxy of the kind of nginx is to pass each event on as it comes.
+    let head = head.header("X-Accel-Buffering", "no").to_bytes(false);
     let site = Arc::clone(&conn.session().site);
     if !site.board.watch(conn, &head)? {
         return Ok(false);
     }
-    conn.session_mut().watches = true;
     // It says nothing more, and may stay for as long as it likes.
     conn.protect(true);
-    conn.every(HEARTBEAT, |conn| Ok(conn.send(": still here\n\n")?));
+    conn.every(HEARTBEAT, |conn| Ok(conn.send("event: heartbeat\ndata:\n\n")?));
     Ok(true)
-}
-
-/// The task: one attempt to send a mail.
-fn send(cx: &mut TaskContext<Mail, (), Postman, ServerHandle>, mail: Mail) -> anyhow::Result<()> {
-    let (postman, task) = cx.parts();
-    let (board, attempt) = (&postman.board, task.attempt());
-    board.attempt_begins(mail.number, attempt);
-    thread::sleep(postman.slow);
-    let sent = postman.outgoing.send(&mail.message);
-    if let Err(error) = &sent {
-        let is_another = is_passing(error) && !task.is_last_attempt();
-        board.attempt_failed(mail.number, attempt, format!("{error:#}"), is_another);
-    }
-    sent
 }

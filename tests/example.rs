@@ -121,6 +121,7 @@ fn a_server_whose_output_goes_nowhere_serves_on_and_ends_when_it_is_told_to() {
         ("task_server", "a mail\n", "a mail -> OK"),
         ("task_server", "panic\n", "panic -> FAILED: the task panicked: a task that panics"),
         ("chat", "/nonsense\n", "* That is no command; /help lists them."),
+        ("web_mail", "GET /nowhere HTTP/1.0\r\n\r\n", "404 Not Found"),
     ] {
         for (how, output, _reader) in unwritable() {
             // It cannot say where it listens.

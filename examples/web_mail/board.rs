@@ -8,6 +8,8 @@ use backroom::{Connection, Observer, OutcomeKind, SendError, ServerHandle, TaskI
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::outgoing::Failure;
+
 /// The user that connections are bound to which watch.
 const WATCHERS: &str = "watchers";
 /// So many may, since whoever posts a mail tells them all.
@@ -16,7 +18,7 @@ const MOST_WATCHERS: usize = 200;
 const SHOWN: usize = 200;
 /// So many characters of what a mail server says.
 const MAX_WHY: usize = 300;
-/// So many that are sent, or have failed, are remembered.
+/// So many that have ended are remembered.
 const ENDED_KEPT: usize = 100;
 
 thread_local! {
@@ -40,6 +42,8 @@ struct Mails {
     /// Of those that have not ended.
     numbers: HashMap<TaskId, u64>,
     ended: VecDeque<u64>,
+    /// A shutdown has ended these before it was decided what becomes of them.
+    given_up: Vec<u64>,
     /// The number of the latest.
     last: u64,
     /// Of so many a task worker has begun the first attempt. They are taken in turn, so each mail that is queued waits
@@ -47,6 +51,8 @@ struct Mails {
     begun: u64,
     /// So many are to be tried again, and may be before those as well.
     retrying: u64,
+    sent: u64,
+    unknown: u64,
 }
 
 /// A mail as it is shown. Nothing in it is fit for HTML; the page takes it for text.
@@ -76,6 +82,19 @@ enum State {
     Failed {
         why: String,
     },
+    /// The mail server may have it or not.
+    Unknown {
+        why: String,
+    },
+}
+
+/// What has become of all mails, at the end.
+pub(crate) struct Report {
+    pub(crate) accepted: u64,
+    pub(crate) sent: u64,
+    pub(crate) unknown: u64,
+    /// What the shutdown has left of those that it found, one line for each that is not sent.
+    pub(crate) left: Vec<String>,
 }
 
 /// What watchers are sent: some mails, the latest of them at first, and how many have begun, and are to be tried again.
@@ -142,14 +161,30 @@ impl Board {
         self.publish(&mails, number);
     }
 
-    /// Says why, in as many words as fit into a line or two; which is shown at once if there `is_another` to come, and with the end otherwise.
-    pub(crate) fn attempt_failed(&self, number: u64, attempt: u32, why: String, is_another: bool) {
+    /// What has come of an attempt is shown at once if there `is_another` to come, and otherwise with the end of its task.
+    pub(crate) fn attempt_ended(&self, number: u64, attempt: u32, sent: &Result<(), Failure>, is_another: bool) {
         let mut mails = self.mails.lock();
-        let why = why.chars().take(MAX_WHY).collect();
-        mails.set(number, State::Waiting { attempt, why });
+        let in_short = |failure: &Failure| failure.why().chars().take(MAX_WHY).collect();
+        mails.set(
+            number,
+            match sent {
+                Ok(()) => State::Sent,
+                Err(failure @ Failure::Unknown(_)) => State::Unknown { why: in_short(failure) },
+                Err(failure) if is_another => State::Waiting { attempt, why: in_short(failure) },
+                Err(failure) => State::Failed { why: in_short(failure) },
+            },
+        );
         if is_another {
             self.publish(&mails, number);
         }
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        let mails = self.mails.lock();
+        let given_up = || mails.given_up.iter().filter_map(|number| mails.mails.get(number));
+        let sending = given_up().filter(|mail| matches!(mail.state, State::Sending { .. })).count() as u64;
+        let left = given_up().filter_map(Mail::not_sent).collect();
+        Report { accepted: mails.last, sent: mails.sent, unknown: mails.unknown + sending, left }
     }
 
     /// Sends `head` and what is known, and from then on what changes; `false` if too many watch already.
@@ -194,24 +229,64 @@ impl Observer for Board {
         }
         let mut mails = self.mails.lock();
         let Some(number) = mails.numbers.remove(&id) else { return };
-        let why = match (how, mails.mails.get(&number).map(|mail| &mail.state)) {
-            (OutcomeKind::Failed, Some(State::Waiting { why, .. })) => why.clone(),
-            (OutcomeKind::Panicked, _) => "the task panicked".to_owned(),
-            _ => "the server has shut down".to_owned(),
+        let Some(mail) = mails.mails.get(&number) else { return };
+        // Without an attempt that has ended for good, it was a shutdown that ended the task, or a panic.
+        let interrupted = |why: &str| if how == OutcomeKind::Panicked { "the task panicked" } else { why }.to_owned();
+        let end = match &mail.state {
+            State::Queued => State::Failed { why: interrupted("the server has shut down") },
+            State::Sending { .. } => State::Unknown { why: interrupted("the server has shut down meanwhile") },
+            decided_or_waiting => decided_or_waiting.clone(),
         };
-        let end = if how == OutcomeKind::Done { State::Sent } else { State::Failed { why } };
+        let is_given_up = how != OutcomeKind::Panicked && !mail.state.is_decided();
         mails.set(number, end);
         self.publish(&mails, number);
-        mails.forget_old(number);
+        if is_given_up {
+            mails.given_up.push(number);
+        } else {
+            mails.forget_old(number);
+        }
+    }
+}
+
+impl State {
+    fn is_decided(&self) -> bool {
+        matches!(self, State::Sent | State::Failed { .. } | State::Unknown { .. })
+    }
+}
+
+impl Mail {
+    /// Fit for a terminal; `None` if it is sent.
+    fn not_sent(&self) -> Option<String> {
+        let (what, why) = match &self.state {
+            State::Sent => return None,
+            State::Queued => ("not sent", "there was no time left"),
+            State::Waiting { why, .. } | State::Failed { why } => ("not sent", why.as_str()),
+            State::Sending { .. } => ("not known whether it was delivered", "there was no time left"),
+            State::Unknown { why } => ("not known whether it was delivered", why.as_str()),
+        };
+        Some(format!("mail {} to {:?}: {what}: {why}", self.number, self.to))
     }
 }
 
 impl Mails {
     fn set(&mut self, number: u64, state: State) {
         let Some(mail) = self.mails.get_mut(&number) else { return };
-        let is_retrying = |state: &State| u64::from(matches!(state, State::Waiting { .. }));
-        self.retrying = self.retrying + is_retrying(&state) - is_retrying(&mail.state);
-        mail.state = state;
+        let before = std::mem::replace(&mut mail.state, state.clone());
+        if let Some(count) = self.count_of(&before) {
+            *count -= 1;
+        }
+        if let Some(count) = self.count_of(&state) {
+            *count += 1;
+        }
+    }
+
+    fn count_of(&mut self, state: &State) -> Option<&mut u64> {
+        match state {
+            State::Waiting { .. } => Some(&mut self.retrying),
+            State::Sent => Some(&mut self.sent),
+            State::Unknown { .. } => Some(&mut self.unknown),
+            _ => None,
+        }
     }
 
     fn latest(&self) -> impl Iterator<Item = &Mail> {

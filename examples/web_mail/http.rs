@@ -8,6 +8,10 @@ use backroom::{Decoder, Frame, Malformed};
 use httparse::{Header, Status as Parsed};
 
 use crate::response::{Response, Status};
+use crate::target::{Target, host_of};
+
+/// Who gets this is told what happens from then on, and may ask for nothing more.
+pub(crate) const EVENTS: &str = "/events";
 
 /// A request line and the headers.
 const MAX_HEAD: usize = 16 * 1024;
@@ -31,12 +35,18 @@ pub(crate) struct Http {
     pending: Option<Pending>,
     /// So many bytes of an unfinished head have no end of a line that was not looked at.
     looked: usize,
+    /// The request is a HEAD, whose answer has no body.
+    is_head: bool,
+    /// The events were asked for.
+    is_watching: bool,
 }
 
 struct Pending {
     /// How long the head is; none once it was a frame of its own.
     head: usize,
     asks: bool,
+    /// It is for the events.
+    watches: bool,
     body: Body,
 }
 
@@ -57,8 +67,12 @@ struct Chunks {
 
 impl Decoder for Http {
     fn decode(&mut self, input: &[u8]) -> Result<Option<Frame>, Malformed> {
+        if self.is_watching && !input.is_empty() {
+            // An answer would stand among the events.
+            return Err(Malformed::new("a request after that for the events"));
+        }
         self.cut(input).map_err(|refused| {
-            Malformed::new(refused.reason()).reply(Response::error(refused).closing().to_bytes(false))
+            Malformed::new(refused.reason()).reply(Response::error(refused).closing().to_bytes(self.is_head))
         })
     }
 }
@@ -83,7 +97,10 @@ impl Http {
             Body::Chunked(chunks) => chunks.end(rest)?,
         };
         match end.map(|end| pending.head + end) {
-            Some(end) => Ok(Some(Frame::new(0..end, end))),
+            Some(end) => {
+                self.is_watching = pending.watches;
+                Ok(Some(Frame::new(0..end, end)))
+            }
             None => {
                 self.pending = Some(pending);
                 Ok(None)
@@ -95,16 +112,23 @@ impl Http {
         // Without the end of a line nothing is new, and bytes that come one by one are not parsed as often.
         let looked = std::mem::replace(&mut self.looked, input.len());
         if input[looked..].contains(&b'\n') {
+            self.is_head = is_head(input);
             let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
             if let Some(head) = Head::parse(input, &mut headers)? {
                 self.looked = 0;
                 let body = head.body()?;
                 let has_body = !matches!(body, Body::Length(0));
-                return Ok(Some(Pending { head: head.len, asks: has_body && head.asks(), body }));
+                let (asks, watches) = (has_body && head.asks(), head.watches());
+                return Ok(Some(Pending { head: head.len, asks, watches, body }));
             }
         }
         if input.len() > MAX_HEAD { Err(Status::HeadersTooLarge) } else { Ok(None) }
     }
+}
+
+/// Whether what comes is a HEAD, though it may be no request.
+pub(crate) fn is_head(input: &[u8]) -> bool {
+    input.trim_ascii_start().starts_with(b"HEAD ")
 }
 
 impl Chunks {
@@ -170,7 +194,10 @@ fn chunk_line(rest: &[u8]) -> Result<Option<(usize, usize)>, Status> {
 /// All of a request but its body.
 struct Head<'a, 'h> {
     method: &'a str,
-    target: &'a str,
+    target: Target<'a>,
+    /// Whose resource it asks for, as the target says or `Host`: with the port, and without.
+    authority: Option<&'a str>,
+    host: Option<&'a str>,
     /// Whether it is of HTTP/1.1, and not 1.0.
     is_1_1: bool,
     headers: &'h [Header<'a>],
@@ -189,10 +216,15 @@ impl<'a, 'h> Head<'a, 'h> {
         if len > MAX_HEAD {
             return Err(Status::HeadersTooLarge);
         }
-        let head = Head { method, target, is_1_1: version == 1, headers, len };
-        if head.is_1_1 && head.all("host").count() != 1 {
+        let target = Target::parse(method, target)?;
+        let mut head = Head { method, target, authority: None, host: None, is_1_1: version == 1, headers, len };
+        if head.all("host").count() > 1 || head.is_1_1 && head.all("host").count() == 0 {
             return Err(Status::BadRequest);
         }
+        let named = head.all("host").next().map(std::str::from_utf8).transpose().map_err(|_| Status::BadRequest)?;
+        named.map(host_of).transpose()?;
+        head.authority = head.target.authority.or(named);
+        head.host = head.authority.map(host_of).transpose()?;
         Ok(Some(head))
     }
 
@@ -216,6 +248,10 @@ impl<'a, 'h> Head<'a, 'h> {
             }
             (Some(_), None) => Err(Status::NotImplemented),
         }
+    }
+
+    fn watches(&self) -> bool {
+        self.method == "GET" && self.target.path == EVENTS
     }
 
     /// Whether it wants to be asked for the body.
@@ -243,6 +279,10 @@ pub(crate) struct Request<'a> {
     pub(crate) method: &'a str,
     /// Without the query.
     pub(crate) path: &'a str,
+    /// Whose resource it asks for, with the port.
+    pub(crate) authority: Option<&'a str>,
+    /// The same without.
+    pub(crate) host: Option<&'a str>,
     pub(crate) body: Cow<'a, [u8]>,
     /// Whether the body is to come, once it is asked for.
     pub(crate) asks: bool,
@@ -264,7 +304,9 @@ impl<'a> Request<'a> {
         };
         Ok(Request {
             method: head.method,
-            path: path_of(head.target),
+            path: head.target.path,
+            authority: head.authority,
+            host: head.host,
             body,
             asks: has_body && rest.is_empty() && head.asks(),
             keeps_alive: head.keeps_alive(),
@@ -277,14 +319,5 @@ impl<'a> Request<'a> {
     pub(crate) fn header(&self, name: &str) -> Option<&'a str> {
         let header = self.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
         std::str::from_utf8(header.value).ok().map(str::trim)
-    }
-}
-
-/// Without the query, and without what a proxy would be told.
-fn path_of(target: &str) -> &str {
-    let target = target.split('?').next().unwrap_or_default();
-    match target.strip_prefix("http://") {
-        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
-        None => target,
     }
 }

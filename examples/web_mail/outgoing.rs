@@ -1,62 +1,89 @@
 //! Where mails go: over SMTP, or to a folder.
 
-use std::fs;
+use std::error::Error;
+use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
-use lettre::transport::smtp::{self, PoolConfig};
-use lettre::{FileTransport, Message, SmtpTransport, Transport};
+use lettre::Message;
 
-/// A task: a mail to be sent. Attempts share the message, and so its id.
+use crate::folder::Folder;
+use crate::smtp::Smtp;
+
+/// A mail to be sent. Attempts share the message, and so its id.
 #[derive(Clone)]
 pub(crate) struct Mail {
     pub(crate) number: u64,
     pub(crate) message: Arc<Message>,
 }
 
-/// What each task worker has one of.
-pub(crate) enum Outgoing {
-    /// One connection, made for the first mail, kept while it is used, and made anew when it is lost.
-    Smtp(SmtpTransport),
-    Folder(FileTransport),
-}
-
+#[derive(Clone)]
 pub(crate) enum Where {
     Smtp(String),
     Folder(PathBuf),
 }
 
-const SMTP_TIMEOUT: Duration = Duration::from_secs(20);
+/// What each task worker has one of.
+pub(crate) enum Outgoing {
+    Smtp(Box<Smtp>),
+    Folder(Folder),
+}
+
+/// Why an attempt has not sent a mail, as far as one knows.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Another attempt may go well.
+    ForNow(String),
+    /// No other attempt goes better.
+    ForGood(String),
+    /// The server has all of it, and has not said whether it takes it. Another attempt could deliver it twice.
+    Unknown(String),
+}
 
 impl Outgoing {
     pub(crate) fn open(to: &Where) -> anyhow::Result<Outgoing> {
-        match to {
-            Where::Smtp(url) => {
-                // There may be a password in it, so no error shows it.
-                let one = PoolConfig::new().max_size(1);
-                let builder = SmtpTransport::from_url(url).context("--smtp")?;
-                Ok(Outgoing::Smtp(builder.pool_config(one).timeout(Some(SMTP_TIMEOUT)).build()))
-            }
-            Where::Folder(path) => {
-                fs::create_dir_all(path).with_context(|| format!("--folder {}", path.display()))?;
-                Ok(Outgoing::Folder(FileTransport::new(path)))
-            }
-        }
+        Ok(match to {
+            Where::Smtp(url) => Outgoing::Smtp(Box::new(Smtp::parse(url).context("--smtp")?)),
+            Where::Folder(path) => Outgoing::Folder(Folder::open(path)?),
+        })
     }
 
-    pub(crate) fn send(&self, message: &Message) -> anyhow::Result<()> {
+    /// One attempt, which ends by then.
+    pub(crate) fn send(&mut self, message: &Message, end: Instant) -> Result<(), Failure> {
         match self {
-            Outgoing::Smtp(transport) => drop(transport.send(message)?),
-            Outgoing::Folder(transport) => drop(transport.send(message)?),
+            Outgoing::Smtp(smtp) => smtp.send(message, end),
+            Outgoing::Folder(folder) => Ok(folder.write(message)?),
         }
-        Ok(())
     }
 }
 
-/// Whether it may go well another time: not where the server has refused the mail for good, nor where it can do less than
-/// the mail asks for.
+impl Failure {
+    /// In as many words as there are.
+    pub(crate) fn why(&self) -> &str {
+        match self {
+            Failure::ForNow(why) | Failure::ForGood(why) | Failure::Unknown(why) => why,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.why())
+    }
+}
+
+impl Error for Failure {}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::ForNow(error.to_string())
+    }
+}
+
+/// Whether another attempt may go well.
 pub(crate) fn is_passing(error: &anyhow::Error) -> bool {
-    !error.downcast_ref::<smtp::Error>().is_some_and(|error| error.is_permanent() || error.is_client())
+    matches!(error.downcast_ref(), Some(Failure::ForNow(_)))
 }

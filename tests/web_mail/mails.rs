@@ -9,7 +9,7 @@ use super::site::{Site, posted};
 use crate::common::eventually;
 use crate::test_name;
 
-fn names(states: &[(String, String)]) -> Vec<&str> {
+pub(crate) fn names(states: &[(String, String)]) -> Vec<&str> {
     states.iter().map(|state| state.0.as_str()).collect()
 }
 
@@ -127,17 +127,6 @@ fn however_many_mails_there_are_the_latest_of_them_are_shown_to_who_comes() {
     let shown = site.events().next();
     let mails = shown["mails"].as_array().unwrap();
     assert_eq!((mails.len(), &mails[199]["number"]), (200, &700.into()));
-}
-
-#[test]
-fn a_shutdown_that_gives_mails_up_says_so_of_each() {
-    let site = Site::open(test_name!(), &["--smtp", "smtp://127.0.0.1:1", "--retry-ms", "600000"]);
-    let mut events = site.events();
-    assert_eq!(site.post(&[("to", "ann@example.org")]).status, 202);
-    events.states_of(1, "waiting");
-    site.example.signal(Signal::TERM);
-    let states = events.states_of(1, "failed");
-    assert!(states.last().unwrap().1.contains("refused"), "{states:?}");
 }
 
 #[test]

@@ -8,3 +8,4 @@ mod foreign;
 mod http;
 mod mails;
 mod site;
+mod smtp;
