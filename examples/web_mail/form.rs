@@ -84,7 +84,7 @@ pub(crate) fn deliverable(Mailbox { name, email }: Mailbox) -> Result<Mailbox, S
     }
     let domain = match email.domain() {
         ascii if ascii.is_ascii() => ascii.to_owned(),
-        other => idna::domain_to_ascii(other).map_err(|error| error.to_string())?,
+        other => idna::domain_to_ascii_strict(other).map_err(|error| error.to_string())?,
     };
     let email = Address::new(email.user(), domain).map_err(|error| error.to_string())?;
     Ok(Mailbox { name, email })

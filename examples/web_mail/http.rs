@@ -111,8 +111,8 @@ impl Http {
     fn head(&mut self, input: &[u8]) -> Result<Option<Pending>, Status> {
         // Without the end of a line nothing is new, and bytes that come one by one are not parsed as often.
         let looked = std::mem::replace(&mut self.looked, input.len());
+        self.is_head = is_head(input);
         if input[looked..].contains(&b'\n') {
-            self.is_head = is_head(input);
             let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
             if let Some(head) = Head::parse(input, &mut headers)? {
                 self.looked = 0;

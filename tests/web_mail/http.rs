@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use super::site::{Browser, Site, posted};
+use super::site::{Browser, Events, Site, posted};
 use crate::common::eventually;
 use crate::common::house::slow_client;
 use crate::test_name;
@@ -49,8 +49,6 @@ fn what_cannot_be_served_is_answered_with_the_status_that_says_why() {
         ("GET / HTTP/1.1\r\nHost: localhost.evil.example\r\n\r\n".to_owned(), 421),
         ("GET / HTTP/1.1\r\nHost: LocalHost:1\r\n\r\n".to_owned(), 200),
         ("GET / HTTP/1.1\r\nHost: [::1]:1\r\n\r\n".to_owned(), 200),
-        ("GET http://here/ HTTP/1.1\r\nHost: here\r\n\r\n".to_owned(), 200),
-        ("GET http://here?query HTTP/1.1\r\nHost: here\r\n\r\n".to_owned(), 200),
         ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
         ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(), 400),
         ("GET / HTTP/1.1\r\nHost: here\r\nbroken\r\n\r\n".to_owned(), 400),
@@ -73,6 +71,89 @@ fn what_cannot_be_served_is_answered_with_the_status_that_says_why() {
     }
     assert_eq!(site.ask("PUT /mails HTTP/1.1\r\nHost: here\r\n\r\n").headers.get("allow"), Some("GET, HEAD, POST"));
     assert_eq!(site.ask(GET).status, 200, "it serves on");
+}
+
+#[test]
+fn whose_page_is_asked_for_the_target_says_and_without_that_the_host() {
+    let site = Site::open(test_name!(), &[]);
+    for (target, host, status) in [
+        ("http://here/", "here", 200),
+        ("http://here?query", "here", 200),
+        ("http://here?a/b", "here", 200),
+        ("HTTP://HERE:80/", "here", 200),
+        ("http://here/", "evil.example", 200),
+        ("http://[::1]:80/", "evil.example", 200),
+        ("http://[fe80::1%25eth0]/", "here", 200),
+        ("http://evil.example/", "here", 421),
+        ("http://evil.example?here/", "here", 421),
+        ("http://evil.example\\here/", "here", 400),
+        ("https://here/", "here", 421),
+        ("ftp://here/", "here", 400),
+        ("http:///", "here", 400),
+        ("http://user@here/", "here", 400),
+        ("http://here@evil.example/", "here", 400),
+        ("http://here:port/", "here", 400),
+        ("here:80", "here", 400),
+        ("here", "here", 400),
+        ("*", "here", 400),
+        ("//here/", "here", 404),
+        ("/", "[fe80::1%eth0]:80", 200),
+        ("/", "[fe80::1%25eth0]", 200),
+        ("/", "[::1", 400),
+        ("/", "[here]", 400),
+        ("/", "user@here", 400),
+        ("/", "here:80:90", 400),
+        ("/", "here, here", 400),
+        ("/", "", 421),
+    ] {
+        let answer = site.ask(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(answer.status, status, "{target} {host}");
+    }
+    let able = site.ask("OPTIONS * HTTP/1.1\r\nHost: here\r\n\r\n");
+    assert_eq!((able.status, able.headers.get("allow")), (200, Some("GET, HEAD, POST")));
+    // Also where it is asked whether a page of this site had the mail posted.
+    let form = posted(&[("to", "ann@example.org")]);
+    for (target, origin, status) in [
+        ("http://here/mails", "http://here", 202),
+        ("http://localhost/mails", "http://here", 403),
+        ("http://localhost/mails", "http://localhost", 202),
+    ] {
+        let line = format!("POST {target} HTTP/1.1\r\nOrigin: {origin}\r\n");
+        let request = form.replacen("POST /mails HTTP/1.1\r\n", &line, 1);
+        assert_eq!(site.ask(request).status, status, "{target} {origin}");
+    }
+}
+
+#[test]
+fn no_answer_to_a_head_has_a_body() {
+    let site = Site::open(test_name!(), &[]);
+    let many: String = (0..65).map(|number| format!("X-{number}: x\r\n")).collect();
+    let asks = "Host: here\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n";
+    for (request, statuses) in [
+        ("HEAD /nowhere HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".to_owned(), [404].as_slice()),
+        ("HEAD / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n".to_owned(), &[421]),
+        ("HEAD / HTTP/1.1\r\n\r\n".to_owned(), &[400]),
+        ("\r\nHEAD / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(), &[400]),
+        ("HEAD / HTTP/1.1\r\nHost: here\r\nContent-Length: x\r\n\r\n".to_owned(), &[400]),
+        (format!("HEAD / HTTP/1.1\r\nHost: here\r\n{many}\r\n"), &[431]),
+        (format!("HEAD /{} HTTP/1.1\r\n\r\n", "x".repeat(20_000)), &[431]),
+        (format!("HEAD /{}", "x".repeat(20_000)), &[431]),
+        ("HEAD https://here/ HTTP/1.1\r\nHost: here\r\n\r\n".to_owned(), &[421]),
+        ("HEAD / HTTP/2.0\r\nHost: here\r\n\r\n".to_owned(), &[505]),
+        (format!("HEAD / HTTP/1.1\r\n{asks}"), &[100, 400]),
+        (format!("{GET}HEAD / HTTP/1.1\r\n\r\n"), &[200, 400]),
+    ] {
+        let mut browser = site.browser();
+        browser.send(&request);
+        let short = &request[..request.len().min(80)];
+        for status in statuses {
+            match status {
+                200 => assert_eq!(browser.answer().status, 200),
+                _ => assert_eq!(browser.head().0, *status, "{short:?}"),
+            }
+        }
+        assert_eq!(browser.rest(), "", "{short:?}");
+    }
 }
 
 /// What a proxy in front might read otherwise would let one client speak for another.
@@ -238,8 +319,36 @@ fn a_client_that_is_refused_while_it_sends_hears_why() {
 }
 
 #[test]
-fn who_reads_nothing_of_the_events_is_dropped_and_the_others_read_on() {
+fn nothing_is_written_among_the_events_whatever_their_reader_sends() {
     let site = Site::open(test_name!(), &[]);
+    for sent in ["rubbish\r\n\r\n", GET, "x", "POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 300000\r\n\r\n"] {
+        // Behind the request, and when the events have begun.
+        for at_once in [true, false] {
+            let mut browser = site.browser();
+            let request = "GET /events?again HTTP/1.1\r\nHost: here\r\n\r\n";
+            browser.send(if at_once { [request, sent].concat() } else { request.to_owned() });
+            let (status, headers) = browser.head();
+            assert_eq!((status, headers.get("x-accel-buffering")), (200, Some("no")));
+            let mut events = Events(browser);
+            events.next();
+            if !at_once {
+                events.0.send(sent);
+            }
+            assert_eq!(events.0.rest().trim(), "", "{sent:?}");
+        }
+    }
+    // One who is not served the events is not served anything after them.
+    let mut browser = site.browser();
+    browser.send(format!("GET /events HTTP/1.1\r\nHost: evil.example\r\n\r\n{GET}"));
+    let answer = browser.answer();
+    assert_eq!((answer.status, answer.headers.get("connection")), (421, Some("close")));
+    assert_eq!(browser.rest(), "");
+}
+
+#[test]
+fn who_reads_nothing_of_the_events_is_dropped_and_the_others_read_on() {
+    // Nothing is quicker than a mail that fails.
+    let site = Site::open(test_name!(), &["--smtp", "smtp://127.0.0.1:1", "--attempts", "1"]);
     let mut deaf = slow_client(site.addr);
     deaf.send("GET /events HTTP/1.1\r\nHost: here\r\n\r\n");
     let mut events = site.events();
@@ -248,7 +357,7 @@ fn who_reads_nothing_of_the_events_is_dropped_and_the_others_read_on() {
     // More than the kernel takes for it, and may wait beyond that.
     for number in 1..=3000 {
         assert_eq!(browser.ask(&form).status, 202);
-        events.states_of(number, "sent");
+        events.states_of(number, "failed");
     }
     let (_, is_reset) = deaf.until_closed();
     assert!(is_reset);

@@ -1,12 +1,14 @@
 //! What becomes of mails, and what is shown of that.
 
 use std::net::TcpListener;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::site::{Site, posted};
 use crate::common::eventually;
+use crate::common::example::Example;
 use crate::test_name;
 
 pub(crate) fn names(states: &[(String, String)]) -> Vec<&str> {
@@ -136,6 +138,13 @@ fn no_field_can_become_a_header_of_the_mail_or_an_address_of_its_own() {
         ("subject", "hello\r\nBcc: eve@example.org"),
         ("subject", "hello\nBcc: eve@example.org"),
         ("subject", "hello\0"),
+        ("subject", "hello\x1b[2J"),
+        ("to", "\"a\x1b[2J\" <ann@example.org>"),
+        ("to", "\"a\0\" <ann@example.org>"),
+        ("text", "a\0b"),
+        ("text", "a\x1bb"),
+        ("text", "a\x0bb\x0cc"),
+        ("text", "a\u{9b}31m"),
         ("to", "ann@example.org\r\nBcc: eve@example.org"),
         ("to", "ann@example.org, eve@example.org"),
         ("to", "<ann@example.org> eve@example.org"),
@@ -159,6 +168,39 @@ fn no_field_can_become_a_header_of_the_mail_or_an_address_of_its_own() {
     let (head, body) = written.split_once("\r\n\r\n").unwrap();
     assert!(!head.lines().any(|line| line.starts_with("Bcc")), "{head}");
     assert!(body.contains("MAIL FROM"), "{body}");
+}
+
+#[test]
+fn a_domain_in_any_script_is_sent_in_ascii_and_shown_as_it_was_written() {
+    let site = Site::open(test_name!(), &["--from", "Der Laden <laden@bücher.example>"]);
+    assert_eq!(site.post(&[("to", "Zoë <zoe@Größe.example>")]).status, 202);
+    site.events().states_of(1, "sent");
+    let written = &site.mails_in_folder()[0];
+    assert!(written.contains("<zoe@xn--gre-6ka8i.example>"), "{written}");
+    assert!(written.contains("<laden@xn--bcher-kva.example>"), "{written}");
+    assert_eq!(site.events().next()["mails"][0]["to"], "Zoë <zoe@Größe.example>");
+    for unfit in ["zoë@example.org", "ann@-\u{301}.example"] {
+        let answer = site.post(&[("to", unfit)]);
+        assert_eq!((answer.status, &answer.json()["field"]), (422, &"to".into()), "{unfit}: {}", answer.body);
+    }
+}
+
+/// A limit on the size of files is as good as a full disk, and anybody can set one.
+#[test]
+fn a_mail_for_which_there_is_no_room_leaves_no_file() {
+    let limited = "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", limited]).arg(Example::program("web_mail"));
+    let site = Site::open_as(test_name!(), &mut command, &["--attempts", "2", "--retry-ms", "1"]);
+    let mut events = site.events();
+    assert_eq!(site.post(&[("to", "ann@example.org"), ("text", &"too much\n".repeat(2000))]).status, 202);
+    let states = events.states_of(1, "failed");
+    assert_eq!(names(&states), ["queued", "sending", "waiting", "sending", "failed"]);
+    assert!(states[4].1.contains("too large"), "{states:?}");
+    assert_eq!(std::fs::read_dir(site.folder.join("mails")).unwrap().count(), 0);
+    assert_eq!(site.post(&[("to", "ann@example.org"), ("text", "little")]).status, 202);
+    events.states_of(2, "sent");
+    assert!(site.mails_in_folder()[0].contains("little"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -18,10 +19,15 @@ pub(crate) struct Site {
 impl Site {
     /// Named by the test, since each has a folder of its own.
     pub(crate) fn open(test: &str, args: &[&str]) -> Site {
+        Site::open_as(test, &mut Command::new(Example::program("web_mail")), args)
+    }
+
+    /// By a command that runs the example in the end, with the arguments that it is given.
+    pub(crate) fn open_as(test: &str, command: &mut Command, args: &[&str]) -> Site {
         let folder = TempDir::new(test);
         let mails = folder.join("mails");
         let common = ["--listen", "127.0.0.1:0", "--host", "here", "--folder", mails.to_str().unwrap()];
-        let mut example = Example::start("web_mail", &[common.as_slice(), args].concat());
+        let mut example = Example::start_as(command.args(common).args(args));
         let addr = example.address();
         Site { example, addr, folder }
     }
