@@ -23,6 +23,7 @@ const words = {
   waiting: (mail) => `attempt ${mail.attempt} failed, to be tried again`,
   sent: () => "sent",
   failed: () => "failed",
+  unknown: () => "not known",
 };
 
 /** All that a client has written becomes text, and never markup. */
@@ -55,7 +56,7 @@ function show({ mail, row }) {
     state: words[mail.state](mail),
     to: mail.to,
     id: `task ${mail.task}`,
-    why: mail.why || "",
+    why: mail.state === "unknown" ? `It is not known whether it was delivered: ${mail.why}` : mail.why || "",
   };
   for (const cell of row.children) {
     const text = texts[cell.className];
@@ -78,18 +79,35 @@ function told(event) {
   const all = [...mails.values()];
   if (isMoved) all.filter(({ mail }) => mail.state === "queued").forEach(show);
   const count = (...states) => all.filter(({ mail }) => states.includes(mail.state)).length;
-  const parts = [[count("queued", "sending", "waiting"), "on their way"], [count("failed"), "failed"]];
+  const parts = [
+    [count("queued", "sending", "waiting"), "on their way"],
+    [count("failed"), "failed"],
+    [count("unknown"), "not known"],
+  ];
   summary.textContent = parts.filter(([n]) => n > 0).map(([n, what]) => `${n} ${what}`).join(", ");
 }
 
+/** The server says something every five seconds. From one that is silent for longer, nothing more will come. */
+const longestSilence = 12000;
+let events;
+/** When the server is taken for gone, or looked for again. */
+let timer;
+
+function say(state, text) {
+  live.dataset.state = state;
+  live.textContent = text;
+}
+
 function watch() {
-  const events = new EventSource("/events");
+  events = new EventSource("/events");
   let fresh = true;
   events.onopen = () => {
     fresh = true;
-    live.dataset.state = live.textContent = "live";
+    heard();
+    say("live", "live");
   };
   events.onmessage = ({ data }) => {
+    heard();
     if (fresh) {
       // All that is known comes first, also after the server was started anew.
       mails.clear();
@@ -98,12 +116,33 @@ function watch() {
     }
     told(JSON.parse(data));
   };
-  events.onerror = () => {
-    live.dataset.state = "lost";
-    live.textContent = "reconnecting";
-    // A browser gives up where it was answered with an error.
-    if (events.readyState === EventSource.CLOSED) setTimeout(watch, 3000);
-  };
+  events.addEventListener("heartbeat", heard);
+  events.onerror = lost;
+  heard();
+}
+
+function heard() {
+  clearTimeout(timer);
+  timer = setTimeout(lost, longestSilence);
+}
+
+function lost() {
+  rest();
+  say("lost", "reconnecting");
+  timer = setTimeout(watch, 3000);
+}
+
+function rest() {
+  clearTimeout(timer);
+  events?.close();
+}
+
+/** A browser has six connections to a server for all its tabs, so those that nobody sees keep none. */
+function seen() {
+  rest();
+  if (document.hidden) return say("connecting", "resting");
+  say("connecting", "connecting");
+  watch();
 }
 
 function complain(field, problem) {
@@ -123,7 +162,8 @@ form.addEventListener("submit", async (event) => {
   button.disabled = true;
   const started = performance.now();
   try {
-    const response = await fetch("/mails", { method: "POST", body: new URLSearchParams(new FormData(form)) });
+    const body = new URLSearchParams(new FormData(form));
+    const response = await fetch("/mails", { method: "POST", body, signal: AbortSignal.timeout(longestSilence) });
     if (response.status === 202) {
       const { task } = await response.json();
       answer.textContent = `task ${task}, accepted in ${Math.max(1, Math.round(performance.now() - started))} ms`;
@@ -136,12 +176,14 @@ form.addEventListener("submit", async (event) => {
       const busy = "Too many letters wait. Try again in a few seconds.";
       answer.textContent = response.status === 503 ? busy : `Not accepted: ${response.status} ${response.statusText}`;
     }
-  } catch {
+  } catch (error) {
     answer.className = "bad";
-    answer.textContent = "The server is not there.";
+    const silent = "The server does not answer. If it has accepted the letter, that will show here.";
+    answer.textContent = error.name === "TimeoutError" ? silent : "The server is not there.";
   } finally {
     button.disabled = false;
   }
 });
 
-watch();
+document.addEventListener("visibilitychange", seen);
+seen();

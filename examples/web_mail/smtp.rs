@@ -193,9 +193,10 @@ impl Connection {
         self.write(&stuffed(&message.formatted()))?;
         // From here on the server may have the mail.
         self.begin_step(CONFIRMATION_TIME);
-        let confirmed = self.ask(".").map_err(|error| Failure::Unknown(format!("it did not confirm: {error}")))?;
+        let confirmed =
+            self.ask(".").map_err(|error| Failure::Unknown(format!("the server did not confirm: {error}")))?;
         if confirmed.code < 400 && confirmed.code / 100 != 2 {
-            return Err(Failure::Unknown(format!("it confirmed by {}", confirmed.text)));
+            return Err(Failure::Unknown(format!("the server did not confirm, but said {}", confirmed.text)));
         }
         confirmed.expect(2)
     }

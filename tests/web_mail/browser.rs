@@ -5,9 +5,11 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::site::Site;
+use super::smtp::{Act, Server};
 use crate::common::{Program, eventually, programs};
 use crate::test_name;
 
@@ -34,6 +36,22 @@ impl Window {
 
     fn command(&self, command: &str, arguments: &Value) -> Value {
         post(&format!("{}/{command}", self.session), arguments)
+    }
+
+    /// Opens another tab, of the same browser, and goes there.
+    fn open_tab(&self, url: &str) {
+        let tab = self.command("window/new", &json!({ "type": "tab" }));
+        self.go_to_tab(&tab["handle"]);
+        self.command("url", &json!({ "url": url }));
+    }
+
+    fn go_to_tab(&self, tab: &Value) {
+        self.command("window", &json!({ "handle": tab }));
+    }
+
+    fn tab(&self) -> Value {
+        let answer = ureq::get(format!("{}/window", self.session)).call().unwrap().body_mut().read_json::<Value>();
+        answer.unwrap()["value"].take()
     }
 
     fn devtools(&self, command: &str, arguments: &Value) {
@@ -211,4 +229,66 @@ fn a_page_finds_its_server_again_when_that_was_started_anew() {
     window.shows("#mails", "");
     assert_eq!(again.post(&[("to", "bob@example.org")]).status, 202);
     window.shows("#mails li .to", "bob@example.org");
+}
+
+#[test]
+fn a_browser_may_have_more_tabs_than_connections_to_a_server() {
+    if !has_browser() {
+        return;
+    }
+    let site = Site::open(test_name!(), &[]);
+    let window = Window::open(&site.url());
+    window.shows("#live", "live");
+    let first = window.tab();
+    for _ in 0..8 {
+        window.open_tab(&site.url());
+        window.shows("#live", "live");
+    }
+    window.types("#to", "ann@example.org");
+    window.click("button");
+    window.shows("#mails li .state", "sent");
+    window.go_to_tab(&first);
+    window.shows("#live", "live");
+    window.shows("#mails li .state", "sent");
+}
+
+#[test]
+fn a_page_says_that_its_server_is_lost_when_that_is_silent_and_finds_it_again() {
+    if !has_browser() {
+        return;
+    }
+    let site = Site::open(test_name!(), &[]);
+    let window = Window::open(&site.url());
+    window.shows("#live", "live");
+    site.example.signal(Signal::STOP);
+    window.shows("#live", "reconnecting");
+    site.example.signal(Signal::CONT);
+    window.shows("#live", "live");
+    // What keeps it live where no mail is sent.
+    let mut browser = site.browser();
+    browser.send("GET /events HTTP/1.1\r\nHost: here\r\n\r\n");
+    browser.head();
+    let mut line = String::new();
+    while !line.starts_with("event: heartbeat") {
+        line.clear();
+        browser.0.read_line(&mut line).unwrap();
+    }
+}
+
+#[test]
+fn a_mail_of_which_nobody_knows_whether_it_was_delivered_says_so() {
+    if !has_browser() {
+        return;
+    }
+    let smtp = Server::start(|step, _| if step == "." { Act::Close } else { Act::Well });
+    let site = smtp.site(test_name!(), &[]);
+    let window = Window::open(&site.url());
+    window.emulate(360, 780, "light");
+    assert_eq!(site.post(&[("to", "ann@example.org"), ("subject", "Once")]).status, 202);
+    window.shows("#mails li .state", "not known");
+    window.shows("#summary", "1 not known");
+    let why = window.text("#mails li .why");
+    assert!(why.starts_with("It is not known whether it was delivered: the server did not confirm: "), "{why}");
+    assert_eq!(window.value("document.documentElement.scrollWidth"), 360);
+    window.picture("unknown.png");
 }

@@ -15,7 +15,7 @@ use crate::test_name;
 
 /// What a mail server does instead of answering as it should.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Act {
+pub(crate) enum Act {
     Well,
     Say(&'static str),
     Close,
@@ -26,14 +26,14 @@ enum Act {
 }
 
 /// A mail server, and the mails that it has got to their end.
-struct Server {
+pub(crate) struct Server {
     addr: SocketAddr,
     taken: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
     /// `act` is told the step, `GREETING`, `.` or a command, and how often it was taken before.
-    fn start(act: impl Fn(&str, usize) -> Act + Send + Sync + 'static) -> Server {
+    pub(crate) fn start(act: impl Fn(&str, usize) -> Act + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (addr, taken) = (listener.local_addr().unwrap(), Arc::default());
         let server = Server { addr, taken: Arc::clone(&taken) };
@@ -53,7 +53,7 @@ impl Server {
         server
     }
 
-    fn site(&self, test: &str, args: &[&str]) -> Site {
+    pub(crate) fn site(&self, test: &str, args: &[&str]) -> Site {
         let url = format!("smtp://{}", self.addr);
         Site::open(test, &[["--smtp", &url, "--task-workers", "1", "--retry-ms", "1"].as_slice(), args].concat())
     }
