@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::site::Site;
 use super::smtp::{Act, Server};
-use crate::common::{Program, eventually, programs};
+use crate::common::{PATIENCE, Program, eventually, programs};
 use crate::test_name;
 
 /// A browser window.
@@ -26,7 +26,11 @@ impl Window {
         let port = said.filter_map(|line| Some(line.strip_suffix('.')?.rsplit_once("on port ")?.1.to_owned()));
         let port = { port }.next().expect("the port of chromedriver");
         let args = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=1280,800"];
-        let wanted = json!({ "goog:chromeOptions": { "args": args }, "goog:loggingPrefs": { "browser": "ALL" } });
+        let wanted = json!({
+            "goog:chromeOptions": { "args": args },
+            "goog:loggingPrefs": { "browser": "ALL" },
+            "timeouts": { "pageLoad": PATIENCE.as_millis() as u64 },
+        });
         let sessions = format!("http://127.0.0.1:{port}/session");
         let made = post(&sessions, &json!({ "capabilities": { "alwaysMatch": wanted } }));
         let window = Window { session: format!("{sessions}/{}", made["sessionId"].as_str().unwrap()), _driver: driver };

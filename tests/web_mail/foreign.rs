@@ -1,13 +1,15 @@
 //! An SMTP server, curl and wrk, none of which anybody here has written.
 
 use std::io::{BufRead, BufReader, Lines};
+use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 use std::thread;
 
 use serde_json::Value;
 
 use super::site::Site;
-use crate::common::{Program, eventually, programs};
+use crate::common::example::Example;
+use crate::common::{Program, TempDir, eventually, programs};
 use crate::test_name;
 
 /// Debian's, whose aiosmtpd `.ci/run` installs.
@@ -38,6 +40,36 @@ class Handler:
 async def main():
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: SMTP(Handler(), loop=loop), "127.0.0.1", int(sys.argv[1]))
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+
+asyncio.run(main())
+"#;
+
+/// The same over TLS, for who knows the password.
+const SMTPS_SERVER: &str = r#"
+import asyncio, ssl, sys
+from aiosmtpd.smtp import SMTP, AuthResult
+
+class Handler:
+    async def handle_DATA(self, server, session, envelope):
+        print(session.auth_data.login.decode(), envelope.rcpt_tos[0], flush=True)
+        return "250 OK"
+
+def authenticate(server, session, envelope, mechanism, data):
+    return AuthResult(success=data.password == b"p:w", auth_data=data, handled=False)
+
+async def main():
+    loop = asyncio.get_running_loop()
+    kind, excluded, cert, key = sys.argv[1:]
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(cert, key)
+    begins = kind == "starttls"
+    make = lambda: SMTP(
+        Handler(), loop=loop, authenticator=authenticate, auth_required=True, auth_exclude_mechanism=[excluded],
+        tls_context=tls if begins else None, require_starttls=begins, auth_require_tls=begins,
+    )
+    server = await loop.create_server(make, "127.0.0.1", 0, ssl=None if begins else tls)
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
 
@@ -130,6 +162,48 @@ fn a_mail_waits_out_an_smtp_server_that_is_gone_for_a_while() {
     events.states_of(1, "waiting");
     let _back = SmtpServer::start(url.rsplit(':').next().unwrap());
     events.states_of(1, "sent");
+}
+
+#[test]
+fn mails_go_over_tls_with_a_password_to_a_server_whose_certificate_is_trusted_and_to_no_other() {
+    if !programs(&["python3"]) {
+        return;
+    }
+    let files = TempDir::new("tls_files");
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| files.join(name));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    for (kind, excluded, scheme, query) in [
+        ("starttls", "LOGIN", "smtp", "?tls=required"),
+        ("starttls", "PLAIN", "smtp", "?tls=opportunistic"),
+        ("tls", "LOGIN", "smtps", ""),
+    ] {
+        let mut command = Command::new(PYTHON);
+        command.args(["-c", SMTPS_SERVER, kind, excluded]).args([&cert, &key]);
+        let mut server = Program::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()));
+        let mut said = BufReader::new(server.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let port = said.next().expect("aiosmtpd, which starts");
+        let open = |password, trusted: Option<&Path>| {
+            let url = format!("{scheme}://ann:{password}@localhost:{port}{query}");
+            let mut command = Command::new(Example::program("web_mail"));
+            command.envs(trusted.map(|cert| ("SSL_CERT_FILE", cert)));
+            let site = Site::open_as(test_name!(), &mut command, &["--smtp", &url, "--attempts", "1"]);
+            assert_eq!(site.post(&[("to", "bob@example.org")]).status, 202);
+            site
+        };
+        open("p%3Aw", Some(&cert)).events().states_of(1, "sent");
+        assert_eq!(said.next().unwrap(), "ann bob@example.org", "{kind}");
+        let why = |site: Site| site.events().states_of(1, "failed").pop().unwrap().1;
+        assert!(why(open("wrong", Some(&cert))).starts_with("535"), "{kind}");
+        assert!(why(open("p%3Aw", None)).contains("certificate"), "{kind}");
+    }
+    // A server that has no TLS is told nothing where that is required.
+    let smtp = SmtpServer::start("0");
+    let url = smtp.url.clone() + "?tls=required";
+    let site = Site::open(test_name!(), &["--smtp", &url]);
+    assert_eq!(site.post(&[("to", "bob@example.org")]).status, 202);
+    assert!(site.events().states_of(1, "failed").pop().unwrap().1.contains("no TLS"));
 }
 
 fn curl(args: &[&str]) -> String {
