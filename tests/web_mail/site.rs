@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -151,7 +152,10 @@ pub(crate) struct Events(pub(crate) Browser);
 impl Events {
     pub(crate) fn next(&mut self) -> Value {
         let mut line = String::new();
+        let start = Instant::now();
         while !line.starts_with("data: ") {
+            // The heartbeat goes on where nothing else does.
+            assert!(start.elapsed() < PATIENCE, "an event that never came");
             line.clear();
             assert!(self.0.0.read_line(&mut line).expect("an event") > 0, "the stream has ended");
         }
