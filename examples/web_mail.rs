@@ -12,6 +12,8 @@
 #[path = "web_mail/board.rs"]
 mod board;
 mod common;
+#[path = "web_mail/delivery.rs"]
+mod delivery;
 #[path = "web_mail/folder.rs"]
 mod folder;
 #[path = "web_mail/form.rs"]
@@ -20,8 +22,6 @@ mod form;
 mod http;
 #[path = "web_mail/outgoing.rs"]
 mod outgoing;
-#[path = "web_mail/postman.rs"]
-mod postman;
 #[path = "web_mail/response.rs"]
 mod response;
 #[path = "web_mail/smtp.rs"]
@@ -40,11 +40,11 @@ use backroom::{Framing, Limits, Retry, Server, TaskOptions, WhenQueueFull};
 use board::{Board, Report, to_json};
 use clap::Parser;
 use common::say;
+use delivery::Delivery;
 use form::{Form, deliverable};
 use http::{EVENTS, Http, Request, is_head};
 use lettre::message::Mailbox;
 use outgoing::{Mail, Where, is_passing};
-use postman::Postroom;
 use response::{Response, Status};
 
 #[derive(Parser)]
@@ -82,7 +82,7 @@ struct Options {
     #[arg(long, default_value_t = 2000)]
     retry_ms: u64,
     /// How long an attempt may take; the mail server has ten minutes of it to confirm the mail, and five for most else
-    #[arg(long, default_value_t = 3600)]
+    #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     attempt_seconds: u64,
     /// So much longer each mail takes, to see how they wait
     #[arg(long, default_value_t = 0)]
@@ -122,7 +122,7 @@ fn serve() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
     let signals = common::signals()?;
     let board = Arc::new(Board::new(options.queue.saturating_add(options.task_workers)));
-    let room = Postroom {
+    let delivery = Delivery {
         to: if options.smtp == "none" {
             Where::Folder(options.folder.clone())
         } else {
@@ -134,26 +134,29 @@ fn serve() -> anyhow::Result<ExitCode> {
         attempt_time: Duration::from_secs(options.attempt_seconds),
         slow: Duration::from_millis(options.slow_ms),
     };
-    let server = build(options, &room)?;
+    let server = build(options, &delivery)?;
     say!("listening on http://{}", server.local_addr());
     let signals = common::shut_down_at(signals, server.handle(), DRAIN_TIME);
-    server.run()?;
-    room.try_once_more(&signals)?;
-    Ok(tell(board.report()))
+    let ended = server.run();
+    let tried = delivery.try_once_more(&signals);
+    let code = tell(board.report());
+    ended?;
+    tried?;
+    Ok(code)
 }
 
-fn build(options: Options, room: &Postroom) -> anyhow::Result<Server> {
+fn build(options: Options, delivery: &Delivery) -> anyhow::Result<Server> {
     let retry = Retry::attempts(options.attempts)
         .backoff(Duration::from_millis(options.retry_ms), Duration::from_secs(60))
         .when(is_passing);
     let task_options = TaskOptions::new().retry(retry);
     let from = deliverable(options.from).map_err(anyhow::Error::msg).context("--from")?;
-    let site = Arc::new(Site { board: Arc::clone(&room.board), from, hosts: options.host, options: task_options });
-    let room = room.clone();
-    let (observer, opened) = (Arc::clone(&room.board), Arc::clone(&room.board));
+    let site = Arc::new(Site { board: Arc::clone(&delivery.board), from, hosts: options.host, options: task_options });
+    let delivery = delivery.clone();
+    let (observer, opened) = (Arc::clone(&delivery.board), Arc::clone(&delivery.board));
     let server = Server::builder()
         .session(move |_peer| Browser { site: Arc::clone(&site), head: Vec::new() })
-        .task_worker(move |_index| room.postman())
+        .task_worker(move |_index| delivery.postman())
         .observer(observer)
         .on_start(move |server| {
             opened.open(server);

@@ -12,13 +12,13 @@ use std::time::Duration;
 use backroom::ServerHandle;
 use env_logger::{Env, Target};
 pub(crate) use output::say;
-use output::{LastWords, STDERR};
+use output::{FlushAtEnd, STDERR};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// The `main` of an example server. `RUST_LOG` says what is logged, or else `log`.
 pub(crate) fn run(log: &str, serve: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
-    let _last_words = LastWords;
+    let _flush_at_end = FlushAtEnd;
     let stderr = Target::Pipe(Box::new(STDERR.clone()));
     env_logger::Builder::from_env(Env::default().default_filter_or(log)).target(stderr).init();
     // As it comes, a panic is written to stderr by the thread that panics.

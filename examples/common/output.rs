@@ -21,14 +21,14 @@ const MAX_WAITING: usize = 10_000;
 /// A stream that never blocks and never fails.
 #[derive(Clone)]
 pub(crate) struct Output {
-    orders: Sender<Order>,
+    messages: Sender<Message>,
     left_out: Arc<AtomicU64>,
 }
 
-enum Order {
-    Write(Vec<u8>),
+enum Message {
+    Text(Vec<u8>),
     /// Say when all before this is written.
-    Tell(Sender<()>),
+    Flush(Sender<()>),
 }
 
 /// Prints a line to stdout.
@@ -39,10 +39,10 @@ pub(crate) use say;
 
 impl Output {
     fn to(stream: impl Write + Send + 'static) -> Output {
-        let (orders, taken) = bounded(MAX_WAITING);
+        let (messages, waiting) = bounded(MAX_WAITING);
         // Without the thread, all is left out.
-        let _ = thread::Builder::new().name("output".to_owned()).spawn(|| obey(stream, taken));
-        Output { orders, left_out: Arc::default() }
+        let _ = thread::Builder::new().name("output".to_owned()).spawn(|| write_all(stream, waiting));
+        Output { messages, left_out: Arc::default() }
     }
 
     pub(crate) fn line(&self, text: String) {
@@ -55,16 +55,16 @@ impl Output {
             0 => text,
             count => [format!("({count} lines are left out here)\n").into_bytes(), text].concat(),
         };
-        if self.orders.try_send(Order::Write(text)).is_err() {
+        if self.messages.try_send(Message::Text(text)).is_err() {
             self.left_out.fetch_add(left_out + 1, Ordering::Relaxed);
         }
     }
 
     /// Waits until all so far is written, or the time is over.
     pub(crate) fn flush_until(&self, end: Instant) {
-        let (tell, told) = bounded(1);
-        if self.orders.send_deadline(Order::Tell(tell), end).is_ok() {
-            let _ = told.recv_deadline(end);
+        let (say, said) = bounded(1);
+        if self.messages.send_deadline(Message::Flush(say), end).is_ok() {
+            let _ = said.recv_deadline(end);
         }
     }
 }
@@ -82,19 +82,19 @@ impl Write for Output {
 }
 
 /// A stream that takes nothing now may take something later, so no error ends this.
-fn obey(mut stream: impl Write, orders: Receiver<Order>) {
-    for order in orders {
-        match order {
-            Order::Write(text) => drop(stream.write_all(&text).and_then(|()| stream.flush())),
-            Order::Tell(tell) => drop(tell.send(())),
+fn write_all(mut stream: impl Write, messages: Receiver<Message>) {
+    for message in messages {
+        match message {
+            Message::Text(text) => drop(stream.write_all(&text).and_then(|()| stream.flush())),
+            Message::Flush(say) => drop(say.send(())),
         }
     }
 }
 
-/// Waits at the end of the program for its last words, but not for long: there may be nobody who reads them.
-pub(crate) struct LastWords;
+/// Waits at the end of the program until all is written, but not for long: there may be nobody who reads it.
+pub(crate) struct FlushAtEnd;
 
-impl Drop for LastWords {
+impl Drop for FlushAtEnd {
     fn drop(&mut self) {
         let end = Instant::now() + Duration::from_secs(1);
         STDOUT.flush_until(end);

@@ -20,7 +20,8 @@ impl Folder {
         let name = name_of(message);
         let unfinished = self.0.join(format!("{name}.unfinished"));
         let written = write_all(&unfinished, &message.formatted())
-            .and_then(|()| fs::rename(&unfinished, self.0.join(format!("{name}.eml"))));
+            .and_then(|()| fs::rename(&unfinished, self.0.join(format!("{name}.eml"))))
+            .and_then(|()| File::open(&self.0)?.sync_all());
         if written.is_err() {
             let _ = fs::remove_file(&unfinished);
         }

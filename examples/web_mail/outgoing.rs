@@ -46,7 +46,7 @@ pub(crate) enum Failure {
 impl Outgoing {
     pub(crate) fn open(to: &Where) -> anyhow::Result<Outgoing> {
         Ok(match to {
-            Where::Smtp(url) => Outgoing::Smtp(Box::new(Smtp::parse(url).context("--smtp")?)),
+            Where::Smtp(url) => Outgoing::Smtp(Box::new(Smtp::to(url).context("--smtp")?)),
             Where::Folder(path) => Outgoing::Folder(Folder::open(path)?),
         })
     }

@@ -1,25 +1,29 @@
 //! A client of SMTP (RFC 5321) that sends one mail after the other over one connection.
 //!
-//! Two things must hold that those we know do not promise. What fails before the end of a mail is sent may be tried
-//! again; what fails after it may have been delivered. And a server that sends a byte now and then, so that no read takes
-//! long, holds nobody for ever: each step has an end, and so has the attempt.
+//! lettre has one too, which does not say in which step it has failed, and whose times are those of single reads. Here
+//! two things must hold. What fails before the end of a mail is sent may be tried again; what fails after it may have been
+//! delivered. And a server that sends a byte now and then holds nobody for ever: each step has an end, and so has the
+//! attempt.
+
+#[path = "smtp/server.rs"]
+mod server;
+#[path = "smtp/timed.rs"]
+mod timed;
 
 use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use lettre::Message;
-use percent_encoding::percent_decode_str;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use url::{Host, Url};
+use rustls::{ClientConnection, StreamOwned};
 
+use self::server::{Encryption, Login, Server, Tls};
+use self::timed::Timed;
 use crate::outgoing::Failure;
 
 // How long the steps may take: RFC 5321, 4.5.3.2.
@@ -39,50 +43,9 @@ pub(crate) struct Smtp {
     kept: Option<(Connection, Instant)>,
 }
 
-struct Server {
-    url: Url,
-    tls: Tls,
-    login: Option<Login>,
-}
-
-/// When the connection is encrypted.
-enum Tls {
-    Never,
-    IfOffered(Encryption),
-    Required(Encryption),
-    FromTheStart(Encryption),
-}
-
-#[derive(Clone)]
-struct Encryption {
-    config: Arc<ClientConfig>,
-    name: ServerName<'static>,
-}
-
-struct Login {
-    user: String,
-    password: String,
-}
-
 impl Smtp {
-    /// By smtp://, smtp://…?tls=required, smtp://…?tls=opportunistic or smtps://. No error shows the URL, since there may
-    /// be a password in it.
-    pub(crate) fn parse(url: &str) -> anyhow::Result<Smtp> {
-        let url = Url::parse(url)?;
-        let query = url.query();
-        let tls = match (url.scheme(), query) {
-            ("smtp", None) => Tls::Never,
-            ("smtp", Some("tls=opportunistic")) => Tls::IfOffered(Encryption::to(&url)?),
-            ("smtp", Some("tls=required")) => Tls::Required(Encryption::to(&url)?),
-            ("smtps", _) => Tls::FromTheStart(Encryption::to(&url)?),
-            _ => bail!("neither smtp://server, with ?tls=required or ?tls=opportunistic, nor smtps://server"),
-        };
-        let decoded = |text| anyhow::Ok(percent_decode_str(text).decode_utf8()?.into_owned());
-        let login = match url.password() {
-            Some(password) => Some(Login { user: decoded(url.username())?, password: decoded(password)? }),
-            None => None,
-        };
-        Ok(Smtp { server: Server { url, tls, login }, kept: None })
+    pub(crate) fn to(url: &str) -> anyhow::Result<Smtp> {
+        Ok(Smtp { server: Server::parse(url)?, kept: None })
     }
 
     /// One attempt, which ends by then.
@@ -96,41 +59,6 @@ impl Smtp {
         connection.deliver(message)?;
         self.kept = Some((connection, Instant::now()));
         Ok(())
-    }
-}
-
-impl Server {
-    fn connect(&self, until: &Rc<Cell<Instant>>) -> io::Result<Timed> {
-        let port = match self.tls {
-            Tls::Never => 25,
-            Tls::IfOffered(_) | Tls::Required(_) => 587,
-            Tls::FromTheStart(_) => 465,
-        };
-        let mut failed = io::Error::new(ErrorKind::NotFound, "the name of the SMTP server has no address");
-        for address in self.url.socket_addrs(|| Some(port))? {
-            match TcpStream::connect_timeout(&address, time_left(until.get())?) {
-                Ok(socket) => return Ok(Timed { socket, until: Rc::clone(until) }),
-                Err(error) => failed = error,
-            }
-        }
-        Err(failed)
-    }
-}
-
-impl Encryption {
-    /// With the certificates that this machine trusts, or those of `SSL_CERT_FILE`.
-    fn to(url: &Url) -> anyhow::Result<Encryption> {
-        let name = match url.host().context("no host")? {
-            Host::Domain(name) => ServerName::try_from(name.to_owned())?,
-            Host::Ipv4(address) => IpAddr::from(address).into(),
-            Host::Ipv6(address) => IpAddr::from(address).into(),
-        };
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
-        Ok(Encryption { config, name })
     }
 }
 
@@ -330,56 +258,4 @@ fn stuffed(text: &[u8]) -> Vec<u8> {
         stuffed.extend_from_slice(b"\r\n");
     }
     stuffed
-}
-
-/// A socket on which all that is read and written is so by a certain moment, however little it is at a time.
-struct Timed {
-    socket: TcpStream,
-    until: Rc<Cell<Instant>>,
-}
-
-impl Timed {
-    fn try_clone(&self) -> io::Result<Timed> {
-        Ok(Timed { socket: self.socket.try_clone()?, until: Rc::clone(&self.until) })
-    }
-}
-
-fn time_left(until: Instant) -> io::Result<Duration> {
-    match until.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(io::Error::new(ErrorKind::TimedOut, "the SMTP server took too long")),
-        left => Ok(left),
-    }
-}
-
-/// Whether to look how much time is left.
-fn is_interrupted<X>(result: &io::Result<X>) -> bool {
-    result.as_ref().is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted))
-}
-
-impl Read for Timed {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        loop {
-            self.socket.set_read_timeout(Some(time_left(self.until.get())?))?;
-            let read = self.socket.read(bytes);
-            if !is_interrupted(&read) {
-                return read;
-            }
-        }
-    }
-}
-
-impl Write for Timed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        loop {
-            self.socket.set_write_timeout(Some(time_left(self.until.get())?))?;
-            let written = self.socket.write(bytes);
-            if !is_interrupted(&written) {
-                return written;
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -17,7 +17,7 @@ const LAST_ATTEMPTS_TIME: Duration = Duration::from_secs(10);
 
 /// How mails are sent.
 #[derive(Clone)]
-pub(crate) struct Postroom {
+pub(crate) struct Delivery {
     pub(crate) to: Where,
     pub(crate) board: Arc<Board>,
     pub(crate) waiting: Arc<Mutex<BTreeMap<u64, Waiting>>>,
@@ -37,12 +37,12 @@ pub(crate) struct Waiting {
 /// What each task worker owns.
 pub(crate) struct Postman {
     outgoing: Outgoing,
-    room: Postroom,
+    delivery: Delivery,
 }
 
-impl Postroom {
+impl Delivery {
     pub(crate) fn postman(&self) -> anyhow::Result<Postman> {
-        Ok(Postman { outgoing: Outgoing::open(&self.to)?, room: self.clone() })
+        Ok(Postman { outgoing: Outgoing::open(&self.to)?, delivery: self.clone() })
     }
 
     /// Tries all that wait for another attempt once more, now that no task worker will; until the time is over, or the
@@ -77,7 +77,7 @@ impl Postroom {
 
 impl Postman {
     pub(crate) fn attempt(&mut self, mail: &Mail, attempt: u32, is_last: bool) -> anyhow::Result<()> {
-        let Postroom { board, waiting, attempt_time, slow, .. } = &self.room;
+        let Delivery { board, waiting, attempt_time, slow, .. } = &self.delivery;
         waiting.lock().remove(&mail.number);
         board.attempt_begins(mail.number, attempt);
         thread::sleep(*slow);
