@@ -81,9 +81,10 @@ struct Options {
     /// How long before the second attempt; twice as long before each further one, up to a minute
     #[arg(long, default_value_t = 2000)]
     retry_ms: u64,
-    /// How long an attempt may take; the mail server has ten minutes of it to confirm the mail, and five for most else
-    #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    attempt_seconds: u64,
+    /// By how much the times are divided that RFC 5321 has for a mail server: ten minutes to confirm a mail, five for
+    /// most else, and an hour for all of it
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    hurry: u32,
     /// So much longer each mail takes, to see how they wait
     #[arg(long, default_value_t = 0)]
     slow_ms: u64,
@@ -108,7 +109,7 @@ struct Browser {
 type Connection = backroom::Connection<Mail, (), Browser>;
 
 /// Pages take a server from which they hear nothing for somewhat longer for one that is gone.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(3);
 const DRAIN_TIME: Duration = Duration::from_secs(20);
 /// The page has everything from here, and may do nothing else.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -123,15 +124,13 @@ fn serve() -> anyhow::Result<ExitCode> {
     let signals = common::signals()?;
     let board = Arc::new(Board::new(options.queue.saturating_add(options.task_workers)));
     let delivery = Delivery {
-        to: if options.smtp == "none" {
-            Where::Folder(options.folder.clone())
-        } else {
-            Where::Smtp(options.smtp.clone())
+        to: match options.smtp.as_str() {
+            "none" => Where::Folder(options.folder.clone()),
+            url => Where::Smtp { url: url.to_owned(), hurry: options.hurry },
         },
         board: Arc::clone(&board),
         waiting: Arc::default(),
         task_workers: options.task_workers,
-        attempt_time: Duration::from_secs(options.attempt_seconds),
         slow: Duration::from_millis(options.slow_ms),
     };
     let server = build(options, &delivery)?;

@@ -22,7 +22,6 @@ pub(crate) struct Delivery {
     pub(crate) board: Arc<Board>,
     pub(crate) waiting: Arc<Mutex<BTreeMap<u64, Waiting>>>,
     pub(crate) task_workers: usize,
-    pub(crate) attempt_time: Duration,
     pub(crate) slow: Duration,
 }
 
@@ -38,26 +37,31 @@ pub(crate) struct Waiting {
 pub(crate) struct Postman {
     outgoing: Outgoing,
     delivery: Delivery,
+    /// When its last attempt must be over, if there is to be one.
+    end: Option<Instant>,
 }
 
 impl Delivery {
     pub(crate) fn postman(&self) -> anyhow::Result<Postman> {
-        Ok(Postman { outgoing: Outgoing::open(&self.to)?, delivery: self.clone() })
+        self.postman_until(None)
+    }
+
+    fn postman_until(&self, end: Option<Instant>) -> anyhow::Result<Postman> {
+        Ok(Postman { outgoing: Outgoing::open(&self.to)?, delivery: self.clone(), end })
     }
 
     /// Tries all that wait for another attempt once more, now that no task worker will; until the time is over, or the
     /// second signal has come.
-    pub(crate) fn try_once_more(mut self, signals: &AtomicUsize) -> anyhow::Result<()> {
+    pub(crate) fn try_once_more(self, signals: &AtomicUsize) -> anyhow::Result<()> {
         let waiting = std::mem::take(&mut *self.waiting.lock());
         let end = Instant::now() + LAST_ATTEMPTS_TIME;
         let goes_on = || signals.load(Ordering::Relaxed) < 2 && Instant::now() < end;
         if waiting.is_empty() || !goes_on() {
             return Ok(());
         }
-        self.attempt_time = self.attempt_time.min(LAST_ATTEMPTS_TIME);
         let task_workers = self.task_workers;
         let pool = TaskPool::builder()
-            .task_worker(move |_index| self.postman())
+            .task_worker(move |_index| self.postman_until(Some(end)))
             .task_worker_num(task_workers)
             .queue_capacity(waiting.len())
             .max_tasks_in_flight(waiting.len())
@@ -77,11 +81,11 @@ impl Delivery {
 
 impl Postman {
     pub(crate) fn attempt(&mut self, mail: &Mail, attempt: u32, is_last: bool) -> anyhow::Result<()> {
-        let Delivery { board, waiting, attempt_time, slow, .. } = &self.delivery;
+        let Delivery { board, waiting, slow, .. } = &self.delivery;
         waiting.lock().remove(&mail.number);
         board.attempt_begins(mail.number, attempt);
         thread::sleep(*slow);
-        let sent = self.outgoing.send(&mail.message, Instant::now() + *attempt_time);
+        let sent = self.outgoing.send(&mail.message, self.end);
         let is_another = !is_last && matches!(sent, Err(Failure::ForNow(_)));
         if is_another {
             waiting.lock().insert(mail.number, Waiting { mail: mail.clone(), attempt });

@@ -22,7 +22,7 @@ pub(crate) struct Mail {
 
 #[derive(Clone)]
 pub(crate) enum Where {
-    Smtp(String),
+    Smtp { url: String, hurry: u32 },
     Folder(PathBuf),
 }
 
@@ -46,13 +46,13 @@ pub(crate) enum Failure {
 impl Outgoing {
     pub(crate) fn open(to: &Where) -> anyhow::Result<Outgoing> {
         Ok(match to {
-            Where::Smtp(url) => Outgoing::Smtp(Box::new(Smtp::to(url).context("--smtp")?)),
+            Where::Smtp { url, hurry } => Outgoing::Smtp(Box::new(Smtp::to(url, *hurry).context("--smtp")?)),
             Where::Folder(path) => Outgoing::Folder(Folder::open(path)?),
         })
     }
 
-    /// One attempt, which ends by then.
-    pub(crate) fn send(&mut self, message: &Message, end: Instant) -> Result<(), Failure> {
+    /// One attempt, over by then if there is such a moment.
+    pub(crate) fn send(&mut self, message: &Message, end: Option<Instant>) -> Result<(), Failure> {
         match self {
             Outgoing::Smtp(smtp) => smtp.send(message, end),
             Outgoing::Folder(folder) => Ok(folder.write(message)?),

@@ -87,8 +87,8 @@ function told(event) {
   summary.textContent = parts.filter(([n]) => n > 0).map(([n, what]) => `${n} ${what}`).join(", ");
 }
 
-/** The server says something every five seconds. From one that is silent for longer, nothing more will come. */
-const longestSilence = 12000;
+/** The server says something every three seconds. From one that is silent for much longer, nothing more will come. */
+const longestSilence = 8000;
 let events;
 /** When the server is taken for gone, or looked for again. */
 let timer;

@@ -31,6 +31,8 @@ const COMMAND_TIME: Duration = Duration::from_secs(5 * 60);
 const DATA_TIME: Duration = Duration::from_secs(2 * 60);
 const TEXT_TIME: Duration = Duration::from_secs(3 * 60);
 const CONFIRMATION_TIME: Duration = Duration::from_secs(10 * 60);
+/// All steps together, of which there may be twelve.
+const ATTEMPT_TIME: Duration = Duration::from_secs(60 * 60);
 
 /// A connection that was not used for so long is made anew; most servers would soon close it.
 const MAX_IDLE: Duration = Duration::from_secs(60);
@@ -40,21 +42,25 @@ const MAX_LINES: usize = 100;
 /// A server, and a connection to it that is made for the first mail, kept while it is used, and made anew when it is lost.
 pub(crate) struct Smtp {
     server: Server,
+    hurry: u32,
     kept: Option<(Connection, Instant)>,
 }
 
 impl Smtp {
-    pub(crate) fn to(url: &str) -> anyhow::Result<Smtp> {
-        Ok(Smtp { server: Server::parse(url)?, kept: None })
+    /// With all times divided by `hurry`.
+    pub(crate) fn to(url: &str, hurry: u32) -> anyhow::Result<Smtp> {
+        Ok(Smtp { server: Server::parse(url)?, hurry, kept: None })
     }
 
-    /// One attempt, which ends by then.
-    pub(crate) fn send(&mut self, message: &Message, end: Instant) -> Result<(), Failure> {
+    /// One attempt, which is over in time, and by then if there is such a moment.
+    pub(crate) fn send(&mut self, message: &Message, end: Option<Instant>) -> Result<(), Failure> {
+        let last = Instant::now() + ATTEMPT_TIME / self.hurry;
+        let end = end.map_or(last, |end| end.min(last));
         let kept = self.kept.take().filter(|(_, used)| used.elapsed() < MAX_IDLE);
         let kept = kept.and_then(|(kept, _)| kept.reset(end).ok());
         let mut connection = match kept {
             Some(kept) => kept,
-            None => Connection::open(&self.server, end)?,
+            None => Connection::open(&self.server, self.hurry, end)?,
         };
         connection.deliver(message)?;
         self.kept = Some((connection, Instant::now()));
@@ -70,6 +76,7 @@ struct Connection {
     until: Rc<Cell<Instant>>,
     /// When the attempt ends.
     end: Instant,
+    hurry: u32,
     /// What the server has said that it can do.
     extensions: Vec<String>,
 }
@@ -78,12 +85,12 @@ trait Stream: Read + Write {}
 impl<S: Read + Write> Stream for S {}
 
 impl Connection {
-    fn open(server: &Server, end: Instant) -> Result<Connection, Failure> {
-        let until = Rc::new(Cell::new(end.min(Instant::now() + COMMAND_TIME)));
+    fn open(server: &Server, hurry: u32, end: Instant) -> Result<Connection, Failure> {
+        let until = Rc::new(Cell::new(end.min(Instant::now() + COMMAND_TIME / hurry)));
         let socket = server.connect(&until)?;
         let stream: Box<dyn Stream> = Box::new(socket.try_clone()?);
         let stream = BufReader::new(stream);
-        let mut connection = Connection { stream, socket, until, end, extensions: Vec::new() };
+        let mut connection = Connection { stream, socket, until, end, hurry, extensions: Vec::new() };
         if let Tls::FromTheStart(encryption) = &server.tls {
             connection.encrypt(encryption)?;
         }
@@ -175,7 +182,7 @@ impl Connection {
     }
 
     fn begin_step(&self, time: Duration) {
-        self.until.set(self.end.min(Instant::now() + time));
+        self.until.set(self.end.min(Instant::now() + time / self.hurry));
     }
 
     fn command(&mut self, line: &str) -> io::Result<Answer> {

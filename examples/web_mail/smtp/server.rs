@@ -69,7 +69,11 @@ impl Server {
         let mut failed = io::Error::new(ErrorKind::NotFound, "the name of the SMTP server has no address");
         for address in self.url.socket_addrs(|| Some(port))? {
             match TcpStream::connect_timeout(&address, time_left(until.get())?) {
-                Ok(socket) => return Ok(Timed { socket, until: Rc::clone(until) }),
+                Ok(socket) => {
+                    // The end of a mail is sent for itself, and would wait for the server to say that it has the text.
+                    socket.set_nodelay(true)?;
+                    return Ok(Timed { socket, until: Rc::clone(until) });
+                }
                 Err(error) => failed = error,
             }
         }
