@@ -63,8 +63,10 @@ impl Site {
 
     pub(crate) fn mails_in_folder(&self) -> Vec<String> {
         let folder: PathBuf = self.folder.join("mails");
-        let files = std::fs::read_dir(folder).unwrap();
-        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        // Others are not finished, and may be gone by the time they are read.
+        let mails = files.filter(|path| path.extension().is_some_and(|kind| kind == "eml"));
+        mails.map(|path| std::fs::read_to_string(path).unwrap()).collect()
     }
 }
 
