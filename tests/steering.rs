@@ -104,25 +104,44 @@ fn the_handle_pauses_and_resumes_in_turn_with_what_it_sends() {
 }
 
 #[test]
-fn a_paused_connection_costs_no_time_whatever_its_client_sends_and_notices_a_reset() {
+fn a_paused_connection_costs_no_time_whatever_its_client_sends_also_when_it_is_reset() {
     let Some(child) = in_child!() else {
+        let costs_nothing = || {
+            let before = cpu_time();
+            thread::sleep(3 * SHORT);
+            let spent = cpu_time() - before;
+            assert!(spent < SHORT / 2, "{spent:?} of {:?}", 3 * SHORT);
+        };
         let house = House::open(|builder| builder);
         let mut guest = house.guest();
         guest.on_worker(|conn| conn.pause());
         guest.client.send("x\n".repeat(1000));
         guest.turns();
-        let before = cpu_time();
-        thread::sleep(3 * SHORT);
-        let spent = cpu_time() - before;
-        assert!(spent < SHORT / 2, "{spent:?} of {:?}", 3 * SHORT);
+        costs_nothing();
 
         guest.client.reset();
-        let closed = house.told();
-        assert!(matches!(&closed, Told::Closed(reason) if reason.starts_with("Io(")), "{closed:?}");
+        eventually("it is noticed", || house.handle().send(guest.id, "?") == Err(SendError::Closed));
+        costs_nothing();
+        assert_eq!(house.told_so_far(), []);
+        house.handle().resume(guest.id);
+        (0..1000).for_each(|_| assert_eq!(house.told(), Told::Frame("x".into())));
+        let closed = house.closed();
+        assert!(closed.starts_with("Io("), "{closed}");
         house.server.stop();
         return;
     };
     succeeds(child);
+}
+
+#[test]
+fn a_paused_connection_whose_client_has_sent_nothing_more_notices_a_reset_at_once() {
+    let house = House::open(|builder| builder);
+    let guest = house.guest();
+    guest.on_worker(|conn| conn.pause());
+    guest.client.reset();
+    let closed = house.told();
+    assert!(matches!(&closed, Told::Closed(reason) if reason.starts_with("Io(")), "{closed:?}");
+    house.server.stop();
 }
 
 #[test]

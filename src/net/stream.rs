@@ -55,6 +55,11 @@ impl Stream {
         Ok(n)
     }
 
+    /// Whether a read would give bytes now.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.has_buffered() || self.peek(&mut [0]).is_ok_and(|n| n > 0)
+    }
+
     /// The bytes of the socket itself, those of TLS still encrypted.
     pub(crate) fn raw(&self) -> impl Read {
         Quiet(&self.socket)

@@ -126,8 +126,8 @@ impl<T, R, S> Connection<T, R, S> {
     /// Reads no more from the client, until [`resume`](Self::resume); frames that are here already wait too. In
     /// `on_connect` it defers all reading. Everything else goes on. While paused, the connection is neither idle nor
     /// silent, unless its client has reset it: then nothing can be sent any more, and what the client had sent before
-    /// waits for `resume`. That it has closed in good order is noticed after that. Swoole's `pause`, and
-    /// `enable_delay_receive`.
+    /// waits for `resume`; if there is none, the connection closes at once. That the client has closed in good order is
+    /// noticed after `resume`. Swoole's `pause`, and `enable_delay_receive`.
     pub fn pause(&mut self) {
         self.link.pause();
     }

@@ -23,7 +23,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         Ok(())
     }
 
-    fn end_input(&mut self) {
+    /// The client has sent no more than is here.
+    pub(super) fn end_input(&mut self) {
         self.input_ended = true;
         if !self.input.may_have_frame() {
             // It brings nothing more, and must not stand in line before those who do.

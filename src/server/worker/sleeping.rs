@@ -71,15 +71,23 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         if read && (ready.readable || ready.hung_up || has_buffered) {
             self.read()?;
         } else if ready.hung_up {
-            self.is_peer_gone = true;
-            if let Some(error) = self.conn.link.wire.stream.take_error() {
-                self.conn.link.wire.break_off(error);
-            }
+            self.note_that_peer_is_gone();
         } else if idle && ready.timed_out && (self.clocks.now - slept_at >= IDLE_AFTER || self.is_quiet()) {
             self.release_buffers();
         }
         // Last, since what has just been read was sent in time.
         self.end_if_too_old()
+    }
+
+    fn note_that_peer_is_gone(&mut self) {
+        self.is_peer_gone = true;
+        let wire = &mut self.conn.link.wire;
+        if let Some(error) = wire.stream.take_error() {
+            wire.break_off(error);
+        }
+        if !wire.stream.has_unread() {
+            self.end_input();
+        }
     }
 
     /// Everything that could have come while the worker was not asleep yet.
