@@ -434,6 +434,7 @@
 #[cfg(not(unix))]
 compile_error!("backroom runs on Unix; Linux is what it is tested on");
 
+mod aside;
 mod asleep;
 mod config;
 mod error;
@@ -443,6 +444,7 @@ pub mod internals;
 mod logging;
 mod net;
 mod observer;
+mod own_threads;
 mod panic;
 mod patience;
 mod pool;

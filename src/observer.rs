@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::logging::{LogLimit, foreign};
+use crate::own_threads::OwnThreads;
 use crate::panic::catch;
 use crate::server::{CloseReason, ConnectionInfo};
 use crate::task::{OutcomeKind, TaskId};
@@ -95,23 +96,36 @@ pub(crate) struct MaybeObserver(Option<Arc<Fenced>>);
 
 struct Fenced {
     observer: Arc<dyn Observer>,
+    /// Whoever is told runs code of these, and cannot wait for them.
+    threads: OwnThreads,
     log: LogLimit,
 }
 
 impl MaybeObserver {
-    pub(crate) fn new(observer: Arc<dyn Observer>) -> MaybeObserver {
-        MaybeObserver(Some(Arc::new(Fenced { observer, log: LogLimit::default() })))
+    /// Of a server or pool that has these threads.
+    pub(crate) fn new(observer: Option<Arc<dyn Observer>>, threads: &OwnThreads) -> MaybeObserver {
+        let fenced = |observer| Fenced { observer, threads: threads.clone(), log: LogLimit::default() };
+        MaybeObserver(observer.map(|observer| Arc::new(fenced(observer))))
     }
 
     /// A panic there goes no further. Hold no lock.
     #[inline]
     pub(crate) fn tell(&self, what: impl FnOnce(&dyn Observer)) {
-        let Some(Fenced { observer, log }) = self.0.as_deref() else { return };
-        if let Err(message) = catch(|| what(&**observer)) {
-            if let Some(held_back) = log.permit() {
-                let message = foreign(message);
-                log::error!("an observer panicked: {message} ({held_back} more panics since the last line)");
-            }
+        if let Some(fenced) = self.0.as_deref() {
+            fenced.tell(what);
+        }
+    }
+}
+
+impl Fenced {
+    fn tell(&self, what: impl FnOnce(&dyn Observer)) {
+        let _lent = self.threads.lend();
+        let Err(message) = catch(|| what(&*self.observer)) else { return };
+        if let Some(held_back) = self.log.permit() {
+            let message = foreign(message);
+            // A logger may panic too.
+            let _ =
+                catch(|| log::error!("an observer panicked: {message} ({held_back} more panics since the last line)"));
         }
     }
 }

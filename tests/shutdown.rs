@@ -316,7 +316,7 @@ fn on_shutdown_runs_once_when_all_has_ended() {
     let server = Server::builder()
         .on_receive(|_, _| Ok(()))
         .on_task(|_, ()| Ok(()))
-        .on_shutdown(move |done| Ok(report.send(*done)?))
+        .on_shutdown(move |done| Ok(report.send(done.clone())?))
         .bind("127.0.0.1:0")
         .unwrap();
     let done = run(server).stop();

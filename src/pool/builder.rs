@@ -9,6 +9,7 @@ use super::{OnTheChannel, Submitter, TaskPool};
 use crate::config::{TaskConfig, Unworkable};
 use crate::error::BuildError;
 use crate::observer::{MaybeObserver, Observer};
+use crate::own_threads::OwnThreads;
 use crate::server::stage;
 use crate::stats::Books;
 use crate::task::{
@@ -25,7 +26,7 @@ const SUBMITTERS: usize = 64;
 #[must_use]
 pub struct TaskPoolBuilder<T: Send + 'static, R: Send + 'static, W = (), Stage = stage::State> {
     settings: Settings,
-    observer: MaybeObserver,
+    observer: Option<Arc<dyn Observer>>,
     task_worker: StateHooks<W>,
     on_task: Option<OnTask<T, R, W, ()>>,
     callbacks: TaskCallbacks<R, Submitter<T, R>>,
@@ -40,7 +41,7 @@ pub(super) struct Settings {
 }
 
 impl<T: Send + 'static, R: Send + 'static, W> TaskPoolBuilder<T, R, W> {
-    fn with_state(settings: Settings, observer: MaybeObserver, task_worker: StateHooks<W>) -> Self {
+    fn with_state(settings: Settings, observer: Option<Arc<dyn Observer>>, task_worker: StateHooks<W>) -> Self {
         TaskPoolBuilder {
             settings,
             observer,
@@ -56,7 +57,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPoolBuilder<T, R> {
     pub(super) fn new() -> Self {
         let tasks = TaskConfig { max_tasks_in_flight: 100_000, max_results: 1024, ..TaskConfig::default() };
         let settings = Settings { tasks, results_in_order: false, drain_timeout: Duration::from_secs(10) };
-        TaskPoolBuilder::with_state(settings, MaybeObserver::default(), StateHooks::new(|_| Ok(())))
+        TaskPoolBuilder::with_state(settings, None, StateHooks::new(|_| Ok(())))
     }
 
     /// Makes the state of a task worker, given its index, on the thread that will own it, so `W` need not be `Send`. As
@@ -158,7 +159,7 @@ impl<T: Send + 'static, R: Send + 'static, W, Stage> TaskPoolBuilder<T, R, W, St
 
     /// Is told what happens; replaces one given before.
     pub fn observer(mut self, observer: Arc<impl Observer + 'static>) -> Self {
-        self.observer = MaybeObserver::new(observer);
+        self.observer = Some(observer);
         self
     }
 }
@@ -273,7 +274,9 @@ impl<T: Send + 'static, R: Send + 'static, W: 'static, Stage> TaskPoolBuilder<T,
         let books = Arc::new(Books::default());
         let hooks = Hooks { state: self.task_worker, on_task };
         let config = self.settings.tasks.pool(SUBMITTERS);
-        let pool = Pool::start(&config, &books, hooks, (), Arc::new(OnTheChannel), self.observer);
+        let threads = OwnThreads::new();
+        let observer = MaybeObserver::new(self.observer, &threads);
+        let pool = Pool::start(&config, threads, &books, hooks, (), Arc::new(OnTheChannel), observer);
         let pool = pool.map_err(|error| match error {
             StartError::Threads(message) => BuildError::TaskWorkers(message),
             StartError::State { worker_index, error } => BuildError::TaskWorkerState { worker_index, error },

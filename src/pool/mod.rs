@@ -7,10 +7,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
+
 use builder::Settings;
 pub use builder::TaskPoolBuilder;
 pub use submitter::Submitter;
 
+use crate::aside::aside;
 use crate::logging::LogLimit;
 use crate::panic::catch;
 use crate::stats::TaskStats;
@@ -56,7 +59,7 @@ use crate::times::TaskTimes;
 /// ```
 #[must_use]
 pub struct TaskPool<T: Send + 'static, R: Send + 'static> {
-    pool: Pool<T, R>,
+    pool: Arc<Pool<T, R>>,
     shared: Arc<Shared<T, R>>,
     port_config: PortConfig,
     drain_timeout: Duration,
@@ -73,7 +76,7 @@ struct Shared<T: Send + 'static, R: Send + 'static> {
 }
 
 /// How a pool ended, from [`TaskPool::shutdown`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolReport {
     /// The books of the tasks. Nothing was lost if `tasks.abandoned` is 0.
@@ -81,6 +84,9 @@ pub struct PoolReport {
     /// Task workers whose thread has not ended: it runs an abandoned task, or makes or gives up its state. Rust cannot
     /// kill a thread.
     pub task_workers_running: usize,
+    /// What belongs to tasks that were cancelled or given up (an observer, a logger, the drop of a payload) and still
+    /// runs: `cancelling`, `giving up`.
+    pub hooks_running: Vec<&'static str>,
 }
 
 /// A submitter sleeps on its reply channel, which wakes it by itself.
@@ -110,7 +116,7 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
             until_drained: true,
         };
         let shared = Arc::new(Shared { callbacks, log: LogLimit::default() });
-        TaskPool { pool, shared, port_config, drain_timeout: *drain_timeout, is_shut_down: false }
+        TaskPool { pool: Arc::new(pool), shared, port_config, drain_timeout: *drain_timeout, is_shut_down: false }
     }
 
     /// A way into the pool for one thread, with a reply channel of its own. It stays on the thread that calls this,
@@ -143,13 +149,36 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
 
     fn end_within(&mut self, time: Duration) -> PoolReport {
         self.is_shut_down = true;
-        self.pool.drain();
+        let deadline = Instant::now().checked_add(time);
+        // Aside, since what is cancelled and given up is users', and may not return.
+        let cancelled = self.aside(Pool::drain);
+        let is_cancelled = ended_by(&cancelled, deadline);
         self.pool.end();
-        self.pool.at_rest_by(Instant::now().checked_add(time));
+        self.pool.at_rest_by(deadline);
         // In time, this gives up what no one can have submitted any more: nothing.
-        self.pool.abandon();
+        let given_up = self.aside(Pool::abandon);
+        let is_given_up = ended_by(&given_up, Instant::now().checked_add(GRACE));
         self.pool.at_rest_by(Instant::now().checked_add(GRACE));
-        PoolReport { tasks: self.pool.stats(), task_workers_running: self.pool.loops() }
+        let steps = [("cancelling", is_cancelled, cancelled), ("giving up", is_given_up, given_up)];
+        let hangs = |(name, has_ended, ended): (_, bool, Receiver<_>)| (!has_ended && ended.is_empty()).then_some(name);
+        PoolReport {
+            tasks: self.pool.stats(),
+            task_workers_running: self.pool.loops(),
+            hooks_running: steps.into_iter().filter_map(hangs).collect(),
+        }
+    }
+
+    fn aside(&self, step: fn(&Pool<T, R>)) -> Receiver<Result<(), String>> {
+        let pool = Arc::clone(&self.pool);
+        aside(self.pool.own_threads(), move || step(&pool), || ())
+    }
+}
+
+/// Waits until then for that.
+fn ended_by<X>(ended: &Receiver<X>, deadline: Option<Instant>) -> bool {
+    match deadline {
+        Some(deadline) => ended.recv_deadline(deadline).is_ok(),
+        None => ended.recv().is_ok(),
     }
 }
 

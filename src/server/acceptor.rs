@@ -11,7 +11,7 @@ use super::entrance::Entrance;
 use super::listener::OpenListener;
 use super::places::{Place, Short};
 use super::worker::Accepted;
-use crate::net::{AcceptError, Sleeper, Waker};
+use crate::net::{AcceptError, Sleeper};
 
 /// How long to leave the listener alone when the process is out of descriptors: doubled each time in a row.
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
@@ -38,10 +38,6 @@ impl Acceptor {
     pub(super) fn new(core: Arc<Core>, listener: OpenListener, sleeper: Sleeper, hire: Hire) -> Acceptor {
         let entrance = Arc::new(Entrance::new(Arc::clone(&core), listener));
         Acceptor { core, entrance, sleeper, hire, next: None, backoff: FIRST_BACKOFF, short: None }
-    }
-
-    pub(super) fn waker(&self) -> &Arc<Waker> {
-        self.sleeper.waker()
     }
 
     /// Accepts until the server shuts down; nothing else ends it.

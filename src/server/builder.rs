@@ -16,7 +16,7 @@ use super::packets::{OnPacket, PacketSocket};
 use super::service::{Callbacks, MakeSession, OnReceive};
 use crate::config::Config;
 use crate::net::Address;
-use crate::observer::{MaybeObserver, Observer};
+use crate::observer::Observer;
 use crate::task::{Finished, OnTask, Progress, StateHooks, TaskContext, TaskId};
 
 /// How far a [`ServerBuilder`] has come.
@@ -67,7 +67,7 @@ enum UdpAt {
 /// What is told of the server as a whole.
 #[derive(Default)]
 struct ServerHooks {
-    observer: MaybeObserver,
+    observer: Option<Arc<dyn Observer>>,
     on_start: Option<OnHandle>,
     before_shutdown: Option<OnHandle>,
     on_shutdown: Option<OnShutdown>,
@@ -136,7 +136,7 @@ impl<T, R, S, W> ServerBuilder<T, R, S, W> {
 impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// Is told what happens; replaces one given before.
     pub fn observer(mut self, observer: Arc<impl Observer + 'static>) -> Self {
-        self.hooks.observer = MaybeObserver::new(observer);
+        self.hooks.observer = Some(observer);
         self
     }
 
@@ -148,16 +148,16 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// Runs once on the thread that called `run`, before the first client is accepted. An error ends `run`.
-    /// Swoole's `Start`.
+    /// Runs once on a thread of its own, before the first client is accepted. An error ends `run`; where it has not
+    /// returned by the deadline of a shutdown, no client is accepted. Swoole's `Start`.
     pub fn on_start(mut self, callback: impl FnOnce(&ServerHandle) -> anyhow::Result<()> + Send + 'static) -> Self {
         self.hooks.on_start = Some(Box::new(callback));
         self
     }
 
-    /// Runs once on the thread that called `run`, when a shutdown has been asked for and before it begins: everything
-    /// still serves, and can be told. Its time counts towards the deadline. An error is logged. Swoole's
-    /// `BeforeShutdown`.
+    /// Runs once on a thread of its own, when a shutdown has been asked for and before it begins: everything still
+    /// serves, and can be told. Its time counts towards the deadline, at which it is waited for no longer; but it has 250
+    /// ms in any case. An error is logged. Swoole's `BeforeShutdown`.
     pub fn before_shutdown(
         mut self,
         callback: impl FnOnce(&ServerHandle) -> anyhow::Result<()> + Send + 'static,
@@ -166,8 +166,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
         self
     }
 
-    /// Runs once on the thread that called `run`, after everything has ended but what the report says still runs. An
-    /// error is logged. Swoole's `Shutdown`.
+    /// Runs once on a thread of its own, after everything has ended but what the report says still runs. `run` waits for
+    /// it until the deadline, or for 250 ms if that is later. An error is logged. Swoole's `Shutdown`.
     pub fn on_shutdown(
         mut self,
         callback: impl FnOnce(&ShutdownReport) -> anyhow::Result<()> + Send + 'static,

@@ -1,8 +1,6 @@
 //! What all threads of one server share.
 
 use std::any::TypeId;
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
@@ -15,14 +13,15 @@ use super::places::Places;
 use super::registry::{Entry, Registry};
 use crate::logging::{LogLimit, foreign};
 use crate::net::Address;
-use crate::observer::MaybeObserver;
+use crate::observer::{MaybeObserver, Observer};
+use crate::own_threads::OwnThreads;
 use crate::panic::catch;
 use crate::stats::Books;
 use crate::task::Wake;
 
 /// Whatever the types of the server's tasks.
 pub(super) struct Core {
-    number: u64,
+    pub(super) threads: OwnThreads,
     /// What its callbacks are given.
     pub(super) connection_type: TypeId,
     pub(super) started_at: SystemTime,
@@ -41,13 +40,6 @@ pub(super) struct Core {
     pub(super) back_room: OnceLock<Weak<dyn BackRoom>>,
 }
 
-static SERVERS: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    /// The number of the server whose callbacks run on this thread; 0 for none.
-    static CALLBACKS_OF: Cell<u64> = const { Cell::new(0) };
-}
-
 impl Core {
     pub(super) fn new(
         connection_type: TypeId,
@@ -56,10 +48,12 @@ impl Core {
         places: Places,
         registry: Registry,
         lifecycle: Lifecycle,
-        observer: MaybeObserver,
+        observer: Option<Arc<dyn Observer>>,
     ) -> Core {
+        let threads = OwnThreads::new();
         Core {
-            number: SERVERS.fetch_add(1, Ordering::Relaxed) + 1,
+            observer: MaybeObserver::new(observer, &threads),
+            threads,
             connection_type,
             started_at: SystemTime::now(),
             local_addrs,
@@ -71,32 +65,13 @@ impl Core {
             books: Arc::new(Books::default()),
             callback_log: LogLimit::default(),
             client_log: LogLimit::default(),
-            observer,
             back_room: OnceLock::new(),
         }
     }
 
-    /// This thread runs callbacks of this server until it ends.
-    pub(super) fn claim_thread(&self) {
-        CALLBACKS_OF.set(self.number);
-    }
-
-    /// Whether this thread runs a callback of this server.
-    pub(super) fn owns_thread(&self) -> bool {
-        CALLBACKS_OF.get() == self.number
-    }
-
-    /// Runs a callback of this server on a thread that is not its own.
-    pub(super) fn catch_callback<X>(&self, callback: impl FnOnce() -> X) -> Result<X, String> {
-        let before = CALLBACKS_OF.replace(self.number);
-        let returned = catch(callback);
-        CALLBACKS_OF.set(before);
-        returned
-    }
-
-    /// Runs one whose failure changes nothing.
+    /// Runs a callback whose failure changes nothing.
     pub(super) fn run_hook(&self, name: &str, hook: impl FnOnce() -> anyhow::Result<()>) {
-        match self.catch_callback(hook) {
+        match catch(hook) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => log::error!("{name} failed: {}", foreign(format_args!("{error:#}"))),
             Err(message) => log::error!("{name} panicked: {}", foreign(message)),
@@ -135,7 +110,9 @@ impl Core {
         self.helpers.send_to_all(to, bytes, &self.registry.buffered)
     }
 
+    /// Has every thread look in which phase the server is.
     pub(super) fn wake_all(&self) {
+        self.places.interrupt_acceptors();
         self.registry.wake_all();
         self.packets.wake_all();
     }

@@ -66,10 +66,11 @@ impl ServerHandle {
     }
 
     /// Blocks until the server has ended, for as long as that takes, and returns what
-    /// [`Server::run`](crate::Server::run) does. An error in a callback of this server, which would wait for
-    /// itself, and for a server that was dropped without having run.
+    /// [`Server::run`](crate::Server::run) does. An error in whatever this server runs of the program's own, which would
+    /// wait for itself (a callback, a hook, an observer, what makes a repetition's payloads, the drop of one), and for a
+    /// server that was dropped without having run.
     pub fn wait(&self) -> Result<ShutdownReport, JoinError> {
-        if self.core.owns_thread() {
+        if self.core.threads.have_this() {
             return Err(JoinError::InCallback);
         }
         self.core.lifecycle.wait_for_end()

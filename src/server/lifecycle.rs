@@ -10,7 +10,7 @@ use crate::stats::TaskStats;
 
 /// How a server ended, from [`Server::run`](crate::Server::run) and
 /// [`ServerHandle::wait`](crate::ServerHandle::wait).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
     /// The books of the tasks. Nothing was lost if `tasks.abandoned` is 0.
@@ -20,6 +20,10 @@ pub struct ShutdownReport {
     pub task_workers_running: usize,
     /// Workers whose thread is still inside a callback.
     pub workers_running: usize,
+    /// What else of the program's own code still runs, though its time is over: `on_start`, `before_shutdown` and
+    /// `on_shutdown` by these names, and what belongs to tasks that were cancelled or given up (an observer, a logger,
+    /// the drop of a payload) as `cancelling` and `giving up`.
+    pub hooks_running: Vec<&'static str>,
 }
 
 /// What the threads of a server are to do.
@@ -102,23 +106,36 @@ impl Lifecycle {
         self.changed.wait_while(&mut state, |state| state.shutdown.is_none());
     }
 
-    /// Waits until `done`, which is asked again at each [`notify`](Self::notify), or the shutdown's deadline;
-    /// says which came.
-    pub(super) fn wait_until(&self, done: impl Fn() -> bool) -> bool {
+    /// How much of the time of a shutdown is left; `None`: no end is in sight.
+    fn time_left(state: &State) -> Option<Duration> {
+        let deadline = state.shutdown.and_then(|shutdown| shutdown.deadline)?;
+        Some(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Waits until `done`, but no longer than the shutdown's deadline and `grace` from now, whichever is later.
+    pub(super) fn wait_with_grace(&self, grace: Duration, done: impl Fn() -> bool) -> bool {
+        let grace_ends = Instant::now().checked_add(grace);
         let mut state = self.state.lock();
         loop {
             if done() {
                 return true;
             }
-            match state.shutdown.and_then(|shutdown| shutdown.deadline) {
-                Some(deadline) if deadline <= Instant::now() => return false,
-                Some(deadline) => drop(self.changed.wait_until(&mut state, deadline)),
+            let grace = grace_ends.map(|end| end.saturating_duration_since(Instant::now()));
+            match Lifecycle::time_left(&state).zip(grace).map(|(left, grace)| left.max(grace)) {
+                Some(Duration::ZERO) => return false,
+                Some(left) => drop(self.changed.wait_for(&mut state, left)),
                 None => self.changed.wait(&mut state),
             }
         }
     }
 
-    /// The same with a deadline of its own.
+    /// Waits until `done`, which is asked again at each [`notify`](Self::notify), or the shutdown's deadline;
+    /// says which came.
+    pub(super) fn wait_until(&self, done: impl Fn() -> bool) -> bool {
+        self.wait_with_grace(Duration::ZERO, done)
+    }
+
+    /// The same, for so long at most.
     pub(super) fn wait_at_most(&self, time: Duration, done: impl Fn() -> bool) {
         let mut state = self.state.lock();
         self.changed.wait_while_for(&mut state, |_| !done(), time);
@@ -140,8 +157,8 @@ impl Lifecycle {
     pub(super) fn wait_for_end(&self) -> Result<ShutdownReport, JoinError> {
         let mut state = self.state.lock();
         loop {
-            if let Some(end) = state.end {
-                return end;
+            if let Some(end) = &state.end {
+                return end.clone();
             }
             self.changed.wait(&mut state);
         }

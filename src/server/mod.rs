@@ -33,6 +33,7 @@ mod places;
 mod proxy;
 mod registry;
 mod remote;
+mod running;
 mod service;
 mod settings;
 mod stats;
@@ -44,14 +45,13 @@ mod workers;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
 
 use self::core::Core;
 use acceptor::Acceptor;
 use builder::{OnHandle, OnShutdown};
 use packets::{IdleSocket, StartPackets};
+use workers::Counted;
 
 pub use broadcast::Broadcast;
 pub use builder::{ServerBuilder, stage};
@@ -76,9 +76,6 @@ use crate::panic::catch;
 use crate::stats::TaskStats;
 use crate::task::{Pool, Wake};
 use crate::times::TaskTimes;
-
-/// After the deadline, how long the abandoned outcomes may take to be delivered.
-const GRACE: Duration = Duration::from_millis(250);
 
 /// A server that is bound to its address and has its task workers; [`run`](Self::run) serves.
 ///
@@ -107,37 +104,21 @@ struct Doors {
     start_packets: StartPackets,
 }
 
-/// The thread of an acceptor.
-struct OpenDoor {
-    waker: Arc<Waker>,
-    thread: thread::JoinHandle<()>,
-}
-
 impl Doors {
     /// Starts a thread for each, until one cannot be started.
-    fn open(self) -> (Vec<OpenDoor>, io::Result<()>) {
-        let mut open = Vec::new();
-        let opened = self.idle_sockets.into_iter().try_for_each(self.start_packets).and_then(|()| {
-            self.acceptors.into_iter().try_for_each(|acceptor| {
-                let waker = Arc::clone(acceptor.waker());
-                let thread = thread::Builder::new().name(format!("backroom-acceptor-{}", open.len() + 1));
-                let thread = thread.spawn(move || run_acceptor(acceptor))?;
-                open.push(OpenDoor { waker, thread });
-                Ok(())
-            })
-        });
-        (open, opened)
+    fn open(self, core: &Arc<Core>) -> io::Result<()> {
+        self.idle_sockets.into_iter().try_for_each(self.start_packets)?;
+        (1..).zip(self.acceptors).try_for_each(|(number, acceptor)| {
+            let counted = Counted::new(core);
+            let thread = thread::Builder::new().name(format!("backroom-acceptor-{number}"));
+            thread.spawn(move || run_acceptor(acceptor, counted)).map(drop)
+        })
     }
 }
 
-impl OpenDoor {
-    /// The server is no longer serving, and this has it look.
-    fn close(self) {
-        self.waker.interrupt();
-        if self.thread.join().is_err() {
-            log::error!("an acceptor panicked");
-        }
-    }
+/// What could panic in it is a logger; it goes on all the same.
+fn run_acceptor(mut acceptor: Acceptor, _counted: Counted) {
+    while catch(|| acceptor.run()).is_err() {}
 }
 
 /// What a server needs of its task pool, whatever the types of its tasks.
@@ -229,37 +210,14 @@ impl Server {
     }
 
     /// Serves until [`ServerHandle::shutdown`] is called and its work is done; blocks for all that time. What is not
-    /// done at the shutdown's deadline has some 250 ms more to be delivered as abandoned; then `on_shutdown` runs.
+    /// done at the shutdown's deadline has some 250 ms more to be delivered as abandoned, and then `on_shutdown` as much.
+    ///
+    /// Nothing of the program's own runs on the thread that calls this, so nothing keeps it beyond that: a hook that does
+    /// not return is left to itself, and [named](ShutdownReport::hooks_running) in the report.
     pub fn run(self) -> Result<ShutdownReport, RunError> {
-        let handle = self.handle();
         // `_ending` comes first, so that it is dropped last.
         let Server { ending: _ending, core, doors, back_room, hooks } = self;
-        let RunHooks { on_start, before_shutdown, on_shutdown } = hooks;
-        if let Some(on_start) = on_start {
-            core.catch_callback(|| on_start(&handle))
-                .unwrap_or_else(|message| Err(anyhow::anyhow!("it panicked: {message}")))
-                .map_err(RunError::OnStart)?;
-        }
-        let (open, opened) = doors.open();
-        match &opened {
-            Ok(()) => core.lifecycle.wait_for_shutdown(),
-            Err(_) => core.lifecycle.begin_shutdown(Duration::ZERO),
-        }
-        log::info!("shutting down");
-        if let Some(before_shutdown) = before_shutdown {
-            core.run_hook("before_shutdown", || before_shutdown(&handle));
-        }
-        core.lifecycle.drain();
-        open.into_iter().for_each(OpenDoor::close);
-        let report = drain(&core, &*back_room);
-        drop(back_room);
-        opened.map_err(RunError::Acceptor)?;
-
-        if let Some(on_shutdown) = on_shutdown {
-            core.run_hook("on_shutdown", || on_shutdown(&report));
-        }
-        core.lifecycle.end(Ok(report));
-        Ok(report)
+        running::run(core, doors, back_room, hooks)
     }
 }
 
@@ -267,42 +225,4 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("local_addrs", &self.local_addrs()).finish_non_exhaustive()
     }
-}
-
-/// What could panic in it is a logger; it goes on all the same.
-fn run_acceptor(mut acceptor: Acceptor) {
-    while catch(|| acceptor.run()).is_err() {}
-}
-
-/// Waits for the connections to finish and close, then for the tasks that nobody waits for any more; at the
-/// deadline gives up what is left.
-fn drain(core: &Core, back_room: &dyn BackRoom) -> ShutdownReport {
-    let workers = || core.registry.threads().load(Ordering::Acquire);
-    let task_workers = || back_room.loops();
-
-    back_room.drain();
-    core.wake_all();
-    let in_time = core.lifecycle.wait_until(|| workers() == 0) && {
-        back_room.end();
-        core.lifecycle.wait_until(|| back_room.is_at_rest())
-    };
-    // In time, this refuses and gives up what no one can have submitted any more: nothing.
-    back_room.abandon();
-    if !in_time {
-        core.lifecycle.expire();
-        core.wake_all();
-        back_room.end();
-        core.lifecycle.wait_at_most(GRACE, || workers() == 0 && task_workers() == 0);
-    }
-
-    let tasks = back_room.stats();
-    let report = ShutdownReport { tasks, task_workers_running: task_workers(), workers_running: workers() };
-    log::info!(
-        "shut down: {} tasks accepted, {} abandoned; {} task workers and {} workers still run",
-        tasks.accepted,
-        tasks.abandoned,
-        report.task_workers_running,
-        report.workers_running
-    );
-    report
 }

@@ -54,6 +54,11 @@ impl Places {
         self.accepted.load(Ordering::Relaxed)
     }
 
+    /// Has all acceptors look whether they are to go on.
+    pub(super) fn interrupt_acceptors(&self) {
+        self.acceptors.iter().for_each(|waker| waker.interrupt());
+    }
+
     /// A place for a connection that is about to be accepted, if one is free.
     pub(super) fn take(self: &Arc<Self>) -> Option<Place> {
         self.take_below(self.max_connections)

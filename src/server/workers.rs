@@ -66,7 +66,7 @@ struct WorkerThread<T: Send + 'static, R: Send + 'static, S> {
 
 impl<T: Send + 'static, R: Send + 'static, S: 'static> WorkerThread<T, R, S> {
     fn run(self, first: Accepted, mut sleeper: Sleeper) {
-        self.counted.core.claim_thread();
+        self.counted.core.threads.claim();
         let mut next = Some(first);
         while let Some(accepted) = next {
             let entrance = accepted.entrance.clone();

@@ -17,6 +17,7 @@ use super::renewals::Renewals;
 use super::reply::Decided;
 use crate::logging::LogLimit;
 use crate::observer::MaybeObserver;
+use crate::own_threads::OwnThreads;
 use crate::stats::{Books, Ledger};
 
 pub(super) struct Crew<R> {
@@ -38,14 +39,23 @@ pub(super) struct Crew<R> {
     changed: Condvar,
     /// Roused whenever a loop ends.
     owner: Arc<dyn Wake>,
+    /// Those of the task workers and the timer, and of whoever runs what is users' in their place.
+    pub(super) threads: OwnThreads,
     pub(super) books: Arc<Books>,
     pub(super) observer: MaybeObserver,
     pub(super) panic_log: LogLimit,
 }
 
 impl<R> Crew<R> {
-    pub(super) fn new(workers: usize, books: &Arc<Books>, owner: Arc<dyn Wake>, observer: MaybeObserver) -> Crew<R> {
+    pub(super) fn new(
+        workers: usize,
+        threads: OwnThreads,
+        books: &Arc<Books>,
+        owner: Arc<dyn Wake>,
+        observer: MaybeObserver,
+    ) -> Crew<R> {
         Crew {
+            threads,
             slots: (0..workers).map(|_| Slot::new()).collect(),
             later: Mutex::new(TakenReplies::new(books.open())),
             idle: Idle::new(workers),

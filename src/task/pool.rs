@@ -14,6 +14,7 @@ use super::queue::Queue;
 use super::room::Room;
 use super::worker::TaskWorker;
 use crate::observer::MaybeObserver;
+use crate::own_threads::OwnThreads;
 use crate::panic::catch;
 use crate::stack::with_room_for;
 use crate::stamp::Stamp;
@@ -75,6 +76,7 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
     /// `owner` is roused whenever a task worker has ended.
     pub(crate) fn start<W, O>(
         config: &PoolConfig,
+        threads: OwnThreads,
         books: &Arc<Books>,
         hooks: Hooks<T, R, W, O>,
         origin: O,
@@ -87,11 +89,11 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
     {
         let count = config.task_worker_num;
         let stack_size = with_room_for(&[size_of::<T>(), size_of::<R>(), size_of::<W>()], config.stack_size);
-        let threads = start_threads(count, stack_size)?;
+        let pool_threads = start_threads(count, stack_size)?;
         let queue = Queue::new(config.queue_capacity, config.submitters, count);
-        let room = Arc::new(Room::new(queue, Crew::new(count, books, owner, observer)));
+        let room = Arc::new(Room::new(queue, Crew::new(count, threads, books, owner, observer)));
         let clocks = config.times.then(|| Clocks::new(count)).flatten().map(Arc::new);
-        let pool = Pool { room, threads, clocks };
+        let pool = Pool { room, threads: pool_threads, clocks };
 
         let hooks = Arc::new(hooks);
         let (starting, started) = crossbeam_channel::bounded(count);
@@ -120,6 +122,10 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
     /// A party that hands tasks to this pool. `wake` rouses it when an outcome has come for it.
     pub(crate) fn port<C>(&self, number: u64, wake: Arc<dyn Wake>, config: PortConfig) -> Port<T, R, C> {
         Port::new(number, &self.room, wake, config)
+    }
+
+    pub(crate) fn own_threads(&self) -> &OwnThreads {
+        &self.room.crew.threads
     }
 
     /// A shutdown begins: cancels what is delayed, and lets tasks submit no more.

@@ -257,9 +257,9 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         }
     }
 
-    /// Whether this thread may wait for task workers: if it is one of them, it might wait for itself.
+    /// Whether this thread may wait for task workers: if it is one of them, or the timer, it might wait for itself.
     pub(crate) fn may_wait(&self) -> bool {
-        !self.room.owns_thread()
+        !self.room.crew.threads.have_this()
     }
 
     /// Whether there may be one more repetition.

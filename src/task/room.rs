@@ -1,6 +1,5 @@
 //! The back room itself: the one way in for tasks, and what they pass through.
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Instant;
@@ -25,11 +24,6 @@ pub(super) struct Room<T, R> {
     pub(super) timer: Timer<T, R>,
     /// No task is taken any more, not even from the timer.
     closed: AtomicBool,
-}
-
-thread_local! {
-    /// Whose task worker this thread is: the address of a room, which lives as long as its threads.
-    static TASK_WORKER_OF: Cell<usize> = const { Cell::new(0) };
 }
 
 /// What a task has that is submitted in the name of a submitter.
@@ -104,16 +98,6 @@ fn hand_deadline_over<R>(ticket: &Ticket<R>, deadline: Option<Instant>) {
 impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     pub(super) fn new(queue: Queue<T, R>, crew: Crew<R>) -> Room<T, R> {
         Room { queue, crew: Arc::new(crew), timer: Timer::new(), closed: AtomicBool::new(false) }
-    }
-
-    /// From now on this thread is one of its task workers.
-    pub(super) fn claim_thread(self: &Arc<Self>) {
-        TASK_WORKER_OF.set(Arc::as_ptr(self).addr());
-    }
-
-    /// Whether this thread is one of its task workers, which can wait for no other.
-    pub(super) fn owns_thread(self: &Arc<Self>) -> bool {
-        TASK_WORKER_OF.get() == Arc::as_ptr(self).addr()
     }
 
     /// The one way in: accepts a job as a task, to be queued now or when it is due. Never waits. An error leaves the job

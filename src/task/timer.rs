@@ -190,10 +190,12 @@ impl<T: Send + 'static, R: Send + 'static> State<T, R> {
 
 fn start<T: Send + 'static, R: Send + 'static>(room: Arc<Room<T, R>>) -> std::io::Result<()> {
     let run = move || {
+        room.crew.threads.claim();
         let ledger = room.crew.books.open();
         // The second fence: what could panic beside a repetition's closure is what users' types do when dropped.
         while let Err(message) = catch(|| run(&room, &ledger)) {
-            log::error!("the timer panicked: {}", foreign(message));
+            // A logger may panic too.
+            let _ = catch(|| log::error!("the timer panicked: {}", foreign(message)));
         }
     };
     let stack_size = with_room_for(&[size_of::<T>(), size_of::<R>()], STACK);

@@ -62,7 +62,7 @@ pub(super) type Starting = Sender<Result<(), (usize, anyhow::Error)>>;
 impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     /// Makes the state, says so, and runs until it is over.
     pub(super) fn run(self, starting: &Starting) {
-        self.room.claim_thread();
+        self.room.crew.threads.claim();
         let _left = LeavesCrew { crew: Arc::clone(&self.room.crew), index: self.index };
         let ledger = Rc::new(self.room.crew.books.open());
         let mut state = match self.make() {

@@ -9,7 +9,7 @@ use super::{ListensAt, ServerBuilder, ServerHooks, UdpAt};
 use crate::config::Config;
 use crate::error::BindError;
 use crate::net::{Address, Datagrams, Sleeper};
-use crate::observer::MaybeObserver;
+use crate::own_threads::OwnThreads;
 use crate::server::acceptor::{Acceptor, Hire};
 use crate::server::connection::Connection;
 use crate::server::core::Core;
@@ -75,10 +75,10 @@ where
             Places::new(max_connections, wakers),
             Registry::new(max_connections, self.config.connections.max_buffered),
             Lifecycle::new(before_shutdown.is_some()),
-            observer.clone(),
+            observer,
         ));
         let pool_config = self.config.tasks.pool(max_connections);
-        let pool = start_pool(&pool_config, &core, Hooks { state: self.task_worker, on_task }, observer)?;
+        let pool = start_pool(&pool_config, &core, Hooks { state: self.task_worker, on_task })?;
         let service = Arc::new(Service {
             core: Arc::clone(&core),
             config: self.config,
@@ -134,22 +134,17 @@ fn addresses(
 fn start_pool<T, R, W>(
     config: &PoolConfig,
     core: &Arc<Core>,
-    mut hooks: Hooks<T, R, W, ServerHandle>,
-    observer: MaybeObserver,
+    hooks: Hooks<T, R, W, ServerHandle>,
 ) -> Result<Arc<Pool<T, R>>, BindError>
 where
     T: Send + 'static,
     R: Send + 'static,
     W: 'static,
 {
-    let (thread_core, make) = (Arc::clone(core), hooks.state.make);
-    hooks.state.make = Box::new(move |index| {
-        thread_core.claim_thread();
-        make(index)
-    });
     let owner = Arc::clone(core) as Arc<dyn Wake>;
     let origin = ServerHandle { core: Arc::clone(core) };
-    match Pool::start(config, &core.books, hooks, origin, owner, observer) {
+    let threads = OwnThreads::of_pool_in(&core.threads);
+    match Pool::start(config, threads, &core.books, hooks, origin, owner, core.observer.clone()) {
         Ok(pool) => {
             let pool = Arc::new(pool);
             let back_room = Arc::downgrade(&pool) as Weak<dyn BackRoom>;

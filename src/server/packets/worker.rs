@@ -35,7 +35,7 @@ where
     let service = Arc::clone(service);
     let name = format!("backroom-udp-{}", idle.shared.local_addr.port());
     let run = move || {
-        service.core.claim_thread();
+        service.core.threads.claim();
         if let Err(message) = catch(|| serve_packets(&service, idle)) {
             log::error!("a packet socket panicked outside its callbacks: {}", foreign(message));
         }

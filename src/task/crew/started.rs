@@ -223,6 +223,8 @@ impl<R> Crew<R> {
 
     /// Finishes a task whose reply was taken away.
     pub(in crate::task) fn end_later(&self, id: TaskId, ended: Ended<R>) {
+        // The end of the pool waits for this.
+        let _lent = self.threads.lend();
         let now = Stamp::now();
         let mut later = self.later.lock();
         let (decided, too_late) = match later.tasks.remove(&id) {
