@@ -471,7 +471,7 @@ pub use error::{
     BindError, BuildError, FinishError, JoinError, NotFinished, RunError, SendError, SendFileError, TaskError,
     TaskFailure, TryTaskError, VisitError, WaitError,
 };
-pub use net::{Address, Decoder, Frame, Framing, LengthPrefix, LengthType, Malformed, SocketOptions};
+pub use net::{Address, Decoder, Frame, Framing, LengthPrefix, LengthType, Malformed, PacketPeer, SocketOptions};
 #[cfg(feature = "tls")]
 pub use net::{Certificate, PeerIdentity, Pem, Tls, TlsConfig, TlsError, TlsInfo};
 pub use observer::Observer;

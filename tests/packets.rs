@@ -4,14 +4,15 @@
 mod common;
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use backroom::{Finished, Framing, Listener, PacketSocket, Server, ServerBuilder, TaskOptions, stage};
+use backroom::{Finished, Framing, Listener, PacketPeer, PacketSocket, Server, ServerBuilder, TaskOptions, stage};
 use common::{
-    Client, Gate, PATIENCE, Program, Running, TempDir, eventually, has_ipv6, log_from, programs, run, succeeds,
+    Client, Events, Gate, PATIENCE, Program, Running, TempDir, events, eventually, has_ipv6, log_from, programs, run,
+    succeeds,
 };
 
 type Builder = ServerBuilder<String, String, (), (), stage::State>;
@@ -20,7 +21,7 @@ const LOOPBACK: &str = "127.0.0.1:0";
 
 /// Says how its task ended to whoever asked.
 fn tell(
-    from: SocketAddr,
+    from: PacketPeer,
 ) -> impl FnOnce(&mut PacketSocket<String, String>, Finished<String>) -> anyhow::Result<()> + 'static {
     move |socket, done| Ok(socket.send_to(from, format!("{:?}", done.outcome()))?)
 }
@@ -376,5 +377,78 @@ fn socat_is_answered_by_udp_and_on_a_unix_socket() {
     let udp = server.handle.local_addrs()[1].inet().unwrap();
     assert_eq!(socat(&format!("UDP4:{udp}")), "hello\n");
     assert_eq!(socat(&format!("UNIX-CONNECT:{}", path.display())), "hello\n");
+    server.stop();
+}
+
+/// Who has asked, and where.
+type Asked = (SocketAddr, Option<SocketAddr>);
+
+/// A server of packets that says who has asked it, and answers at once, by a task, and by its handle.
+fn three_answers(listens_at: &[&str]) -> (Running, Events<Asked>) {
+    let (tell, told) = events();
+    let mut builder = Server::builder();
+    for address in listens_at {
+        builder = builder.listen_udp(*address);
+    }
+    let server = builder
+        .on_packet(move |socket, from, _| {
+            tell.send((from.addr(), from.local_addr()))?;
+            socket.send_to(from, "at once")?;
+            socket.task_then((), move |socket, _| {
+                socket.send_to(from, "by a task")?;
+                Ok(socket.server().send_to(from, "by the handle")?)
+            })?;
+            Ok(())
+        })
+        .on_task(|_, ()| Ok(()))
+        .build()
+        .unwrap();
+    (run(server), told)
+}
+
+/// Asks there, and checks that all answers come from there, to a socket that takes nothing else.
+fn ask_at(server: SocketAddr, told: &Events<Asked>) {
+    let ip = if server.is_ipv4() { "127.0.0.1" } else { "::1" };
+    let client = UdpSocket::bind((ip, 0)).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.connect(server).unwrap();
+    client.send(b"hello").unwrap();
+    assert_eq!(told.next(), (client.local_addr().unwrap(), Some(server)));
+    for expected in ["at once", "by a task", "by the handle"] {
+        let mut answer = [0; 99];
+        let len = client.recv(&mut answer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer[..len]), expected, "from {server}");
+    }
+}
+
+#[test]
+fn an_answer_leaves_from_the_address_that_was_asked_whichever_the_socket_has() {
+    let (server, told) = three_answers(&["0.0.0.0:0", "127.0.0.3:0"]);
+    let ports: Vec<u16> = server.handle.local_addrs().iter().map(|address| address.inet().unwrap().port()).collect();
+    for ip in ["127.0.0.1", "127.0.0.2", "127.9.9.9"] {
+        ask_at((ip.parse::<IpAddr>().unwrap(), ports[0]).into(), &told);
+    }
+    // Another socket of the same family is the one that was asked.
+    ask_at((IpAddr::from([127, 0, 0, 3]), ports[1]).into(), &told);
+    server.stop();
+}
+
+#[test]
+fn a_socket_of_both_families_answers_from_the_address_that_was_asked_and_knows_clients_by_their_own() {
+    if !has_ipv6(test_name!()) {
+        return;
+    }
+    let (server, told) = three_answers(&["[::]:0"]);
+    let port = server.addr().port();
+    for ip in ["127.0.0.1", "127.0.0.2", "::1"] {
+        ask_at((ip.parse::<IpAddr>().unwrap(), port).into(), &told);
+    }
+    // Somebody who has not asked, by a plain address.
+    let client = UdpSocket::bind(LOOPBACK).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    server.handle.send_to(client.local_addr().unwrap(), "unasked").unwrap();
+    let mut answer = [0; 99];
+    let (len, from) = client.recv_from(&mut answer).unwrap();
+    assert_eq!((&answer[..len], from), (&b"unasked"[..], (IpAddr::from([127, 0, 0, 1]), port).into()));
     server.stop();
 }

@@ -30,6 +30,7 @@ pub(crate) use listener::{AcceptError, ListenSocket};
 pub(crate) use networks::Networks;
 pub(crate) use outbox::{Bounds, FileBudget, FilePart, MAX_FILES, Outbox, Piece, SharedBytes};
 pub(crate) use packet_socket::Datagrams;
+pub use packet_socket::PacketPeer;
 pub(crate) use proxy_header::{BadHeader, Proxied, ProxyHeader};
 pub(crate) use stream::{Parked, Stream};
 #[cfg(feature = "tls")]

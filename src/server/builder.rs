@@ -4,7 +4,7 @@ mod build;
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::{ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 
 use super::close_reason::{CloseReason, Timeout};
@@ -15,7 +15,7 @@ use super::listener::{Listener, TcpAddresses};
 use super::packets::{OnPacket, PacketSocket};
 use super::service::{Callbacks, MakeSession, OnReceive};
 use crate::config::Config;
-use crate::net::Address;
+use crate::net::{Address, PacketPeer};
 use crate::observer::Observer;
 use crate::task::{Finished, OnTask, Progress, StateHooks, TaskContext, TaskId};
 
@@ -329,10 +329,10 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// Runs for each datagram that comes to one of the [UDP sockets](Self::listen_udp), on that socket's thread, with
-    /// the address of its sender; required where there are any. An error and a panic are logged. Swoole's `Packet`.
+    /// its [sender](PacketPeer), to whom an answer can be sent; required where there are any. An error and a panic are logged. Swoole's `Packet`.
     pub fn on_packet<F>(self, callback: F) -> ServerBuilder<T, R, S, W, stage::Callbacks>
     where
-        F: Fn(&mut PacketSocket<T, R>, SocketAddr, &[u8]) -> anyhow::Result<()> + Send + Sync + 'static,
+        F: Fn(&mut PacketSocket<T, R>, PacketPeer, &[u8]) -> anyhow::Result<()> + Send + Sync + 'static,
     {
         let mut builder = self.settled();
         builder.on_packet = Some(Box::new(callback));

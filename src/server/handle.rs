@@ -4,7 +4,6 @@ use std::any::TypeId;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use super::registry::Entry;
 use super::remote::Remote;
 use super::stats::Stats;
 use crate::error::{JoinError, SendError, SendFileError};
-use crate::net::Address;
+use crate::net::{Address, PacketPeer};
 use crate::stats::Whereabouts;
 use crate::task::TaskInfo;
 use crate::times::TaskTimes;
@@ -215,11 +214,11 @@ impl ServerHandle {
         told
     }
 
-    /// Sends a datagram from the first packet socket of the address's family; see
-    /// [`PacketSocket::send_to`](crate::PacketSocket::send_to). An error of kind
+    /// Sends a datagram from the packet socket that this peer has sent one to, or else from the first that reaches its
+    /// address; see [`PacketSocket::send_to`](crate::PacketSocket::send_to). An error of kind
     /// [`AddrNotAvailable`](io::ErrorKind::AddrNotAvailable) where there is none. Swoole's `sendto`.
-    pub fn send_to(&self, address: SocketAddr, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.core.packets.send_to(address, bytes.as_ref())
+    pub fn send_to(&self, peer: impl Into<PacketPeer>, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.core.packets.send_to(peer.into(), bytes.as_ref())
     }
 
     /// Has a connection closed once what was sent to it is flushed, without waiting for its tasks. Returns at

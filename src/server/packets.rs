@@ -12,7 +12,7 @@ pub(super) use worker::start;
 
 use super::handle::ServerHandle;
 use crate::error::{TaskError, TaskFailure};
-use crate::net::{Address, Datagrams, Sleeper, Waker};
+use crate::net::{Address, Datagrams, PacketPeer, Sleeper, Waker};
 use crate::task::{Finished, Port, TaskId, TaskOptions, With};
 
 /// A UDP socket, as [`on_packet`](crate::ServerBuilder::on_packet) sees it. It belongs to a thread of its own and is
@@ -51,18 +51,19 @@ struct Shared {
 }
 
 impl Shared {
-    fn send(&self, datagrams: &Datagrams, address: SocketAddr, bytes: &[u8]) -> io::Result<()> {
-        datagrams.send_to(address, bytes)?;
+    fn send(&self, datagrams: &Datagrams, peer: PacketPeer, bytes: &[u8]) -> io::Result<()> {
+        datagrams.send_to(peer, bytes)?;
         self.sent.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
 
 impl<T, R> PacketSocket<T, R> {
-    /// Sends a datagram. Never blocks. An error of kind [`WouldBlock`](io::ErrorKind::WouldBlock) where the kernel's
+    /// Sends a datagram: to the sender of another, from the address that this was sent to, or to any address. Never
+    /// blocks. An error of kind [`WouldBlock`](io::ErrorKind::WouldBlock) where the kernel's
     /// buffer is full, and others of the system, as for a datagram that is too large.
-    pub fn send_to(&self, address: SocketAddr, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.shared.send(&self.datagrams, address, bytes.as_ref())
+    pub fn send_to(&self, peer: impl Into<PacketPeer>, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.shared.send(&self.datagrams, peer.into(), bytes.as_ref())
     }
 
     /// The address of this socket.
@@ -173,10 +174,11 @@ impl PacketSockets {
         self.0.iter().map(|socket| socket.sent.load(Ordering::Relaxed)).sum()
     }
 
-    pub(super) fn send_to(&self, address: SocketAddr, bytes: &[u8]) -> io::Result<()> {
-        let fits = |socket: &&Arc<Shared>| socket.local_addr.is_ipv4() == address.is_ipv4();
-        match self.0.iter().find(fits).and_then(|socket| Some((socket, socket.datagrams.upgrade()?))) {
-            Some((socket, datagrams)) => socket.send(&datagrams, address, bytes),
+    pub(super) fn send_to(&self, peer: PacketPeer, bytes: &[u8]) -> io::Result<()> {
+        let open: Vec<_> = self.0.iter().filter_map(|socket| Some((&**socket, socket.datagrams.upgrade()?))).collect();
+        let asked = open.iter().find(|(_, datagrams)| datagrams.is_asked_by(peer));
+        match asked.or_else(|| open.iter().find(|(_, datagrams)| datagrams.reaches(peer.addr()))) {
+            Some((socket, datagrams)) => socket.send(datagrams, peer, bytes),
             None => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no packet socket of that family is open")),
         }
     }
@@ -190,7 +192,7 @@ impl PacketSockets {
 
 /// Runs on the thread of a packet socket, for each datagram.
 pub(super) type OnPacket<T, R> =
-    Box<dyn Fn(&mut PacketSocket<T, R>, SocketAddr, &[u8]) -> anyhow::Result<()> + Send + Sync>;
+    Box<dyn Fn(&mut PacketSocket<T, R>, PacketPeer, &[u8]) -> anyhow::Result<()> + Send + Sync>;
 
 /// Starts the thread of a packet socket.
 pub(super) type StartPackets = Box<dyn Fn(IdleSocket) -> io::Result<()> + Send>;
