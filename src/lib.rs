@@ -474,7 +474,7 @@ pub use error::{
 pub use net::{Address, Decoder, Frame, Framing, LengthPrefix, LengthType, Malformed, PacketPeer, SocketOptions};
 #[cfg(feature = "tls")]
 pub use net::{Certificate, PeerIdentity, Pem, Tls, TlsConfig, TlsError, TlsInfo};
-pub use observer::Observer;
+pub use observer::{Observer, TaskEnded};
 pub use pool::{PoolReport, Submitter, TaskPool, TaskPoolBuilder};
 pub use server::{
     Broadcast, CloseReason, ClosedStats, Connection, ConnectionId, ConnectionInfo, Connections, Inherited, Limits,

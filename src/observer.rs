@@ -1,12 +1,49 @@
 //! The hooks beside the callbacks.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::logging::{LogLimit, foreign};
 use crate::own_threads::OwnThreads;
 use crate::panic::catch;
 use crate::server::{CloseReason, ConnectionInfo};
 use crate::task::{OutcomeKind, TaskId};
+
+/// How a task ended, or one attempt at it: what an [`Observer`] is told.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct TaskEnded<'a> {
+    /// The id that `task` returned to its submitter.
+    pub id: TaskId,
+    /// How it ended.
+    pub how: OutcomeKind,
+    /// Why it failed or panicked: the error with its causes, or the message of the panic. It may contain what a client
+    /// has sent.
+    pub error: Option<&'a str>,
+    /// The number of who was to hear of it: of a connection, that in its [`ConnectionId`](crate::ConnectionId).
+    pub submitter: u64,
+    /// Who that is, in words: `connection 17 from 127.0.0.1:4711`, say; `None` of a [`Submitter`](crate::Submitter).
+    pub of: Option<&'a dyn fmt::Display>,
+    /// The index of the task worker that ran it; `None` where it was not running.
+    pub worker_index: Option<usize>,
+    /// How long it waited for a task worker. Zero where it never ran.
+    pub time_queued: Duration,
+    /// How long it ran. Zero where it never ran.
+    pub time_run: Duration,
+}
+
+impl fmt::Debug for TaskEnded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TaskEnded { id, how, error, worker_index, .. } = self;
+        f.debug_struct("TaskEnded")
+            .field("id", id)
+            .field("how", how)
+            .field("error", error)
+            .field("worker_index", worker_index)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Is told what happens, to count it, trace it, or log it. Every method does nothing unless it is written; the form is
 /// that of r2d2's `HandleEvent`.
@@ -20,14 +57,14 @@ use crate::task::{OutcomeKind, TaskId};
 /// use std::sync::atomic::{AtomicU64, Ordering};
 /// use std::sync::Arc;
 ///
-/// use backroom::{Observer, OutcomeKind, TaskId};
+/// use backroom::{Observer, OutcomeKind, TaskEnded};
 ///
 /// #[derive(Default)]
 /// struct Failures(AtomicU64);
 ///
 /// impl Observer for Failures {
-///     fn task_ended(&self, _id: TaskId, how: OutcomeKind) {
-///         if how != OutcomeKind::Done {
+///     fn task_ended(&self, ended: &TaskEnded<'_>) {
+///         if ended.how != OutcomeKind::Done {
 ///             self.0.fetch_add(1, Ordering::Relaxed);
 ///         }
 ///     }
@@ -58,9 +95,14 @@ pub trait Observer: Send + Sync {
         let _ = (id, worker_index);
     }
 
+    /// An attempt at a task has failed, the one of this number, and there will be another.
+    fn attempt_failed(&self, ended: &TaskEnded<'_>, attempt: u32) {
+        let _ = (ended, attempt);
+    }
+
     /// The outcome of a task is decided, which happens once.
-    fn task_ended(&self, id: TaskId, how: OutcomeKind) {
-        let _ = (id, how);
+    fn task_ended(&self, ended: &TaskEnded<'_>) {
+        let _ = ended;
     }
 
     /// A task worker has made its state: at the start, after a panic, or when it was recycled.
@@ -106,6 +148,10 @@ impl MaybeObserver {
     pub(crate) fn new(observer: Option<Arc<dyn Observer>>, threads: &OwnThreads) -> MaybeObserver {
         let fenced = |observer| Fenced { observer, threads: threads.clone(), log: LogLimit::default() };
         MaybeObserver(observer.map(|observer| Arc::new(fenced(observer))))
+    }
+
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.is_some()
     }
 
     /// A panic there goes no further. Hold no lock.

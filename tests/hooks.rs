@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backroom::{
-    Connection, Framing, JoinError, Later, Observer, OutcomeKind, Server, ServerBuilder, ServerHandle, ShutdownReport,
-    TaskError, TaskId, TaskOptions, TaskPool, WaitError, stage,
+    Connection, Framing, JoinError, Later, Observer, Server, ServerBuilder, ServerHandle, ShutdownReport, TaskEnded,
+    TaskError, TaskOptions, TaskPool, WaitError, stage,
 };
 use common::{Gate, PATIENCE, Running, events, eventually, run, succeeds};
 use crossbeam_channel::Sender;
@@ -39,7 +39,7 @@ impl Drop for OnDrop {
 struct Ends<F>(F);
 
 impl<F: Fn() + Send + Sync> Observer for Ends<F> {
-    fn task_ended(&self, _id: TaskId, _how: OutcomeKind) {
+    fn task_ended(&self, _ended: &TaskEnded<'_>) {
         (self.0)();
     }
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 use backroom::{
-    Finished, Later, Observer, OutcomeKind, Priority, Retry, Submitter, TaskError, TaskFailure, TaskId, TaskOptions,
-    TaskPool, WaitError,
+    Finished, Later, Observer, OutcomeKind, Priority, Retry, Submitter, TaskEnded, TaskError, TaskFailure, TaskId,
+    TaskOptions, TaskPool, WaitError,
 };
 use common::{Gate, PATIENCE, assert_balanced, ends, events, eventually, finish_all, finish_until, heard, log_from};
 use crossbeam_channel::Sender;
@@ -593,8 +593,8 @@ impl Observer for Watcher {
         self.0.send(Told::Started(id, worker_index)).unwrap();
     }
 
-    fn task_ended(&self, id: TaskId, how: OutcomeKind) {
-        self.0.send(Told::Ended(id, how)).unwrap();
+    fn task_ended(&self, ended: &TaskEnded<'_>) {
+        self.0.send(Told::Ended(ended.id, ended.how)).unwrap();
     }
 
     fn task_worker_started(&self, worker_index: usize) {

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use backroom::{
-    CloseReason, ConnectionInfo, Framing, Later, NotFinished, Observer, Outcome, OutcomeKind, Priority, Retry, Server,
+    CloseReason, ConnectionInfo, Framing, Later, NotFinished, Observer, Outcome, Priority, Retry, Server, TaskEnded,
     TaskError, TaskId, TaskOptions, WaitError,
 };
-use common::{Gate, PATIENCE, events, eventually, run};
+use common::house::SHORT;
+use common::{Gate, PATIENCE, events, eventually, log_from, run, succeeds};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
@@ -593,8 +594,8 @@ impl Observer for Watcher {
         self.0.send(format!("started {} on {worker_index}", id.sequence())).unwrap();
     }
 
-    fn task_ended(&self, id: TaskId, how: OutcomeKind) {
-        self.0.send(format!("ended {}: {how:?}", id.sequence())).unwrap();
+    fn task_ended(&self, ended: &TaskEnded<'_>) {
+        self.0.send(format!("ended {}: {:?}", ended.id.sequence(), ended.how)).unwrap();
     }
 
     fn task_worker_started(&self, worker_index: usize) {
@@ -667,7 +668,7 @@ fn an_observer_that_panics_harms_nobody() {
             std::panic::resume_unwind(Box::new("oops"));
         }
 
-        fn task_ended(&self, _: TaskId, _: OutcomeKind) {
+        fn task_ended(&self, _: &TaskEnded<'_>) {
             std::panic::resume_unwind(Box::new("oops"));
         }
 
@@ -815,4 +816,115 @@ fn pipelined_requests_that_are_cancelled_or_time_out_are_answered_at_their_place
     }
     drop(client);
     assert_eq!(server.stop().tasks.delivered, 5);
+}
+
+/// Tasks that fail in each way, asked for by a line; of none does a closure hear.
+fn failing(observer: Arc<impl Observer + 'static>) -> Server {
+    Server::builder()
+        .task_worker_num(1)
+        .observer(observer)
+        .framing(Framing::lines())
+        .on_receive(|conn, line| {
+            let line = String::from_utf8_lossy(line).into_owned();
+            let options = TaskOptions::new();
+            match &*line {
+                "one-way" => conn.task_oneway(line)?,
+                "late" => conn.with(options.deadline(SHORT / 4)).task_oneway(line)?,
+                "late, heard" => conn.with(options.deadline(SHORT / 4)).task(line)?,
+                "twice" => {
+                    let pause = Duration::from_millis(1);
+                    conn.with(options.retry(Retry::attempts(2).backoff(pause, pause))).task(line)?
+                }
+                "orphan" => {
+                    conn.close();
+                    conn.task(line)?
+                }
+                _ => conn.task(line)?,
+            };
+            Ok(())
+        })
+        .on_task(|_, line: String| -> anyhow::Result<()> {
+            if line.starts_with("late") {
+                thread::sleep(SHORT);
+            }
+            bail!("{line}: no\x1b luck")
+        })
+        .bind("127.0.0.1:0")
+        .unwrap()
+}
+
+#[test]
+fn a_failure_that_no_closure_hears_is_a_warning_that_names_task_connection_and_address() {
+    if let Some(child) = in_child!() {
+        succeeds(child);
+        return;
+    }
+    let log = log_from(log::LevelFilter::Debug);
+    struct Silent;
+    impl Observer for Silent {}
+    for (line, how) in [
+        ("plain", "failed: plain: no\\u{1b} luck"),
+        ("one-way", "failed: one-way: no\\u{1b} luck"),
+        ("orphan", "failed: orphan: no\\u{1b} luck"),
+        ("twice", "failed: twice: no\\u{1b} luck"),
+        ("late", "did not end by its deadline"),
+        ("late, heard", "did not end by its deadline"),
+    ] {
+        // Each with a log of its own, since one line a second is all there is.
+        let server = run(failing(Arc::new(Silent)));
+        let mut client = server.client();
+        let address = client.socket.get_ref().local_addr().unwrap();
+        client.send(format!("{line}\n"));
+        let id = || server.handle.stats().tasks.outcomes();
+        eventually("it has ended", || id() == 1);
+        let is_it = |logged: &String| {
+            logged.starts_with("WARN task ")
+                && logged.contains(&format!(" from {address} {how}; nobody hears of it (0 more"))
+        };
+        eventually("there is a line", || log.lock().iter().any(is_it));
+        let attempts = if line == "twice" { 2 } else { usize::from(!line.starts_with("late")) };
+        let is_attempt = |logged: &&String| logged.starts_with("DEBUG task ") && logged.contains(&address.to_string());
+        let attempted = log.lock().iter().filter(is_attempt).filter(|line| line.contains("attempt")).count();
+        assert!(attempted >= attempts, "{attempted} of {line}");
+        drop(client);
+        server.stop();
+    }
+}
+
+#[test]
+fn an_observer_is_told_why_a_task_failed_for_whom_and_in_which_attempt() {
+    struct Teller(Sender<String>);
+    impl Observer for Teller {
+        fn attempt_failed(&self, ended: &TaskEnded<'_>, attempt: u32) {
+            let of = ended.of.map(ToString::to_string);
+            self.0.send(format!("attempt {attempt} {:?} {of:?} {:?}", ended.error, ended.worker_index)).unwrap();
+        }
+
+        fn task_ended(&self, ended: &TaskEnded<'_>) {
+            let of = ended.of.map(ToString::to_string);
+            let ran = ended.time_run > Duration::ZERO;
+            self.0.send(format!("{:?} {:?} {of:?} {:?} {ran}", ended.how, ended.error, ended.worker_index)).unwrap();
+            assert_eq!(ended.submitter, ended.id.submitter());
+        }
+    }
+    let (tell, told) = events();
+    let server = run(failing(Arc::new(Teller(tell))));
+    let mut client = server.client();
+    let address = client.socket.get_ref().local_addr().unwrap();
+    eventually("it is known", || {
+        server.handle.stats().connections == 1 && !server.handle.connections().list().is_empty()
+    });
+    let id = server.handle.connections().list()[0].id;
+    let of = format!("Some(\"connection {id} from {address}\")");
+    client.send("twice\nlate\n");
+    let error = "Some(\"twice: no\\u{1b} luck\")";
+    let mut heard = [told.next(), told.next(), told.next()];
+    heard.sort_unstable();
+    let failed = format!("Failed {error} {of} Some(0) true");
+    let late = format!("TimedOut None {of} Some(0) true");
+    let mut expected = [failed, late, format!("attempt 1 {error} {of} Some(0)")];
+    expected.sort_unstable();
+    assert_eq!(heard, expected);
+    drop(client);
+    server.stop();
 }

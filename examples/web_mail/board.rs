@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::OnceLock;
 
-use backroom::{Connection, Observer, OutcomeKind, SendError, ServerHandle, TaskId};
+use backroom::{Connection, Observer, OutcomeKind, SendError, ServerHandle, TaskEnded, TaskId};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -149,7 +149,7 @@ impl Board {
         let ahead = number.saturating_sub(mails.begun + 1) + mails.retrying;
         drop(mails);
         for (id, how) in ENDED_MEANWHILE.take() {
-            self.task_ended(id, how);
+            self.ended(id, how);
         }
         Some(Receipt { task, number, ahead })
     }
@@ -223,10 +223,16 @@ impl Board {
 }
 
 impl Observer for Board {
-    fn task_ended(&self, id: TaskId, how: OutcomeKind) {
-        if SUBMITS.get() {
-            return ENDED_MEANWHILE.with_borrow_mut(|ended| ended.push((id, how)));
+    fn task_ended(&self, ended: &TaskEnded<'_>) {
+        match SUBMITS.get() {
+            true => ENDED_MEANWHILE.with_borrow_mut(|meanwhile| meanwhile.push((ended.id, ended.how))),
+            false => self.ended(ended.id, ended.how),
         }
+    }
+}
+
+impl Board {
+    fn ended(&self, id: TaskId, how: OutcomeKind) {
         let mut mails = self.mails.lock();
         let Some(number) = mails.numbers.remove(&id) else { return };
         let Some(mail) = mails.mails.get(&number) else { return };

@@ -177,17 +177,18 @@ mod destination {
         let send = |said: ControlMessage<'_>| {
             sendmsg(socket.as_raw_fd(), &slices, &[said], MsgFlags::empty(), Some(&to)).map(drop)
         };
-        Ok(match from.ip() {
+        match from.ip() {
             IpAddr::V4(ip) => send(ControlMessage::Ipv4PacketInfo(&in_pktinfo {
                 ipi_ifindex: 0,
                 ipi_spec_dst: in_addr { s_addr: ip.to_bits().to_be() },
                 ipi_addr: in_addr { s_addr: 0 },
-            }))?,
+            })),
             IpAddr::V6(ip) => send(ControlMessage::Ipv6PacketInfo(&in6_pktinfo {
                 ipi6_addr: in6_addr { s6_addr: ip.octets() },
                 ipi6_ifindex: 0,
-            }))?,
-        })
+            })),
+        }
+        .map_err(io::Error::from)
     }
 
     fn socket_addr(storage: &SockaddrStorage) -> Option<SocketAddr> {

@@ -122,7 +122,10 @@ impl<T: Send + 'static, R: Send + 'static> TaskPool<T, R> {
     /// A way into the pool for one thread, with a reply channel of its own. It stays on the thread that calls this,
     /// and may outlive the pool.
     pub fn submitter(&self) -> Submitter<T, R> {
-        Submitter::new(self.pool.port(new_number(), Arc::new(OnTheChannel), self.port_config), Arc::clone(&self.shared))
+        Submitter::new(
+            self.pool.port(new_number(), Arc::new(OnTheChannel), None, self.port_config),
+            Arc::clone(&self.shared),
+        )
     }
 
     /// What the pool has done and is doing. Takes time in proportion to the task workers and submitters.

@@ -58,6 +58,12 @@ impl Shared {
     }
 }
 
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the packet socket on {}", self.local_addr)
+    }
+}
+
 impl<T, R> PacketSocket<T, R> {
     /// Sends a datagram: to the sender of another, from the address that this was sent to, or to any address. Never
     /// blocks. An error of kind [`WouldBlock`](io::ErrorKind::WouldBlock) where the kernel's

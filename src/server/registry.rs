@@ -1,6 +1,7 @@
 //! Which connections there are, how many there may be, and how to reach each.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -217,6 +218,12 @@ impl Entry {
             outbox_bytes: self.tally.outbox_bytes.load(Ordering::Relaxed) + self.mailbox.bytes(),
             protected: self.protected.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection {} from {}", self.id, self.peer_addr)
     }
 }
 

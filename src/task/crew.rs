@@ -13,11 +13,14 @@ use started::{Slot, TakenReplies};
 
 use super::Wake;
 use super::idle::Idle;
+use super::outcome::{Ended, Outcome};
 use super::renewals::Renewals;
 use super::reply::Decided;
+use super::unheard::Unheard;
 use crate::logging::LogLimit;
 use crate::observer::MaybeObserver;
 use crate::own_threads::OwnThreads;
+use crate::panic::catch;
 use crate::stats::{Books, Ledger};
 
 pub(super) struct Crew<R> {
@@ -44,6 +47,7 @@ pub(super) struct Crew<R> {
     pub(super) books: Arc<Books>,
     pub(super) observer: MaybeObserver,
     pub(super) panic_log: LogLimit,
+    pub(super) unheard: Arc<Unheard>,
 }
 
 impl<R> Crew<R> {
@@ -69,6 +73,7 @@ impl<R> Crew<R> {
             books: Arc::clone(books),
             observer,
             panic_log: LogLimit::default(),
+            unheard: Arc::default(),
         }
     }
 
@@ -81,11 +86,19 @@ impl<R> Crew<R> {
         self.renewals.done(index, |other| self.idle.wake(other));
     }
 
+    /// Why it failed, if an observer is to be told. Hold no lock: the text is users' code.
+    pub(super) fn why(&self, ended: &Ended<R>) -> Option<String> {
+        match ended {
+            Ended::Task(Outcome::Failed(error)) if self.observer.is_there() => catch(|| format!("{error:#}")).ok(),
+            Ended::Task(Outcome::Panicked(message)) if self.observer.is_there() => Some(message.clone()),
+            _ => None,
+        }
+    }
+
     /// What follows a decided outcome, once no lock is held.
     #[inline]
     pub(super) fn announce(&self, decided: Decided<R>, ledger: &Ledger) {
-        let (id, kind) = (decided.id, decided.kind);
-        self.observer.tell(|observer| observer.task_ended(id, kind));
+        self.observer.tell(|observer| decided.tell(observer));
         decided.rouse(ledger);
         self.fewer_pending();
     }

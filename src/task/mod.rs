@@ -23,6 +23,7 @@ mod room;
 #[cfg(test)]
 mod tests_of_waiters;
 mod timer;
+mod unheard;
 mod waiters;
 mod with;
 mod worker;
@@ -37,6 +38,7 @@ pub use with::With;
 pub(crate) use pool::{Hooks, OnTask, Pool, PoolConfig, StartError, StateHooks};
 pub(crate) use port::{Port, PortConfig, TaskCallbacks, WhenFull, far};
 pub(crate) use room::new_number;
+pub(crate) use unheard::Label;
 
 // For `idle`, `waiters` and `renewals`, which take them from here so that `tests/model` can put others in their place.
 use crate::patience::Patience;

@@ -12,6 +12,7 @@ use super::crew::Crew;
 use super::port::{Port, PortConfig};
 use super::queue::Queue;
 use super::room::Room;
+use super::unheard::Label;
 use super::worker::TaskWorker;
 use crate::observer::MaybeObserver;
 use crate::own_threads::OwnThreads;
@@ -119,9 +120,15 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
         Ok(pool)
     }
 
-    /// A party that hands tasks to this pool. `wake` rouses it when an outcome has come for it.
-    pub(crate) fn port<C>(&self, number: u64, wake: Arc<dyn Wake>, config: PortConfig) -> Port<T, R, C> {
-        Port::new(number, &self.room, wake, config)
+    /// A party that hands tasks to this pool, with a name for the log. `wake` rouses it when an outcome has come for it.
+    pub(crate) fn port<C>(
+        &self,
+        number: u64,
+        wake: Arc<dyn Wake>,
+        label: Option<Label>,
+        config: PortConfig,
+    ) -> Port<T, R, C> {
+        Port::new(number, &self.room, wake, label, config)
     }
 
     pub(crate) fn own_threads(&self) -> &OwnThreads {

@@ -24,6 +24,7 @@ use super::outcome::{Progress, TaskId};
 use super::queue::Job;
 use super::reply::{Limits, Message, ReplyAddress, Ticket};
 use super::room::{Room, Settled};
+use super::unheard::Label;
 use crate::error::TaskError;
 use crate::panic::catch;
 use crate::patience::Patience;
@@ -105,7 +106,13 @@ const HARD_LIMIT: usize = 4;
 pub(super) type Heard<R, C> = Option<Finish<R, C>>;
 
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
-    pub(super) fn new(number: u64, room: &Arc<Room<T, R>>, wake: Arc<dyn Wake>, config: PortConfig) -> Self {
+    pub(super) fn new(
+        number: u64,
+        room: &Arc<Room<T, R>>,
+        wake: Arc<dyn Wake>,
+        label: Option<Label>,
+        config: PortConfig,
+    ) -> Self {
         let limits = Limits {
             results: config.max_results,
             foreign: config.max_in_flight.saturating_mul(HARD_LIMIT),
@@ -114,7 +121,7 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         Port {
             sequence: 0,
             room: Arc::clone(room),
-            address: Arc::new(ReplyAddress::new(number, limits, Arc::clone(&wake))),
+            address: Arc::new(ReplyAddress::new(number, limits, Arc::clone(&wake), label, &room.crew.unheard)),
             wake,
             flights: Flights::new(),
             counted: 0,

@@ -1,6 +1,7 @@
 //! The way back: from whoever decides a task's outcome to the submitter.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::Instant;
@@ -10,6 +11,8 @@ use parking_lot::Mutex;
 use super::Wake;
 use super::channel::Channel;
 use super::outcome::{Ended, Finished, Outcome, OutcomeKind, Returned, Run, TaskId};
+use super::unheard::{Label, Unheard};
+use crate::observer::{Observer, TaskEnded};
 use crate::panic::catch;
 use crate::stamp::Stamp;
 use crate::stats::Ledger;
@@ -74,6 +77,9 @@ pub(super) struct ReplyAddress<R> {
     /// Tasks that others submitted for this submitter to hear of, and it has not yet.
     foreign: AtomicUsize,
     submitter: Arc<dyn Wake>,
+    /// Who that is, in words.
+    pub(super) label: Option<Label>,
+    unheard: Arc<Unheard>,
 }
 
 /// What bounds the messages of one submitter that it does not ask for.
@@ -88,7 +94,13 @@ pub(super) struct Limits {
 }
 
 impl<R> ReplyAddress<R> {
-    pub(super) fn new(number: u64, limits: Limits, submitter: Arc<dyn Wake>) -> ReplyAddress<R> {
+    pub(super) fn new(
+        number: u64,
+        limits: Limits,
+        submitter: Arc<dyn Wake>,
+        label: Option<Label>,
+        unheard: &Arc<Unheard>,
+    ) -> ReplyAddress<R> {
         ReplyAddress {
             number,
             channel: Channel::new(),
@@ -101,6 +113,8 @@ impl<R> ReplyAddress<R> {
             results: AtomicUsize::new(0),
             foreign: AtomicUsize::new(0),
             submitter,
+            label,
+            unheard: Arc::clone(unheard),
         }
     }
 
@@ -146,6 +160,7 @@ impl<R> ReplyAddress<R> {
 
     /// Counts an outcome that nobody will hear, and drops it.
     pub(super) fn orphan_one(&self, message: Message<R>, ledger: &Ledger) {
+        self.note_unheard(&message);
         if let Some(id) = message.ends() {
             ledger.orphaned.add(1);
             if id.submitter != self.number {
@@ -154,6 +169,13 @@ impl<R> ReplyAddress<R> {
         }
         // A result's own drop may panic; the rest must be counted all the same.
         let _ = catch(|| drop(message));
+    }
+
+    /// Nobody hears of this. Hold no lock.
+    pub(super) fn note_unheard(&self, message: &Message<R>) {
+        if let Message::Finished(Finished { id, outcome, .. }) = message {
+            self.unheard.note(*id, self.label.as_ref(), outcome);
+        }
     }
 
     /// From now on the task is thrown away by whoever takes it out of the queue.
@@ -272,9 +294,32 @@ pub(super) struct Ticket<R> {
 pub(super) struct Decided<R> {
     pub(super) id: TaskId,
     pub(super) kind: OutcomeKind,
-    reply_to: Arc<ReplyAddress<R>>,
+    pub(super) reply_to: Arc<ReplyAddress<R>>,
+    pub(super) ran: Option<(u32, Run)>,
+    /// Why it failed, for an observer.
+    pub(super) why: Option<String>,
     /// The outcome of a one-way task.
     unheard: Option<Box<Message<R>>>,
+}
+
+/// What an observer is told of a task.
+pub(super) fn told<'a, R>(
+    id: TaskId,
+    how: OutcomeKind,
+    error: Option<&'a str>,
+    reply_to: &'a ReplyAddress<R>,
+    ran: Option<(u32, Run)>,
+) -> TaskEnded<'a> {
+    TaskEnded {
+        id,
+        how,
+        error,
+        submitter: reply_to.number,
+        of: reply_to.label.as_ref().map(|label| &**label as &dyn fmt::Display),
+        worker_index: ran.map(|(index, _)| index as usize),
+        time_queued: ran.map(|(_, run)| run.started.since(run.queued_at)).unwrap_or_default(),
+        time_run: ran.map(|(_, run)| run.ended.since(run.started)).unwrap_or_default(),
+    }
 }
 
 /// Why a result was not taken.
@@ -306,7 +351,7 @@ impl<R> Ticket<R> {
         } else {
             self.reply_to.push(message);
         }
-        Decided { id: self.id, kind, reply_to: self.reply_to, unheard }
+        Decided { id: self.id, kind, reply_to: self.reply_to, ran, why: None, unheard }
     }
 
     fn finished(&self, outcome: Outcome<R>, ran: Option<(u32, Run)>, is_last: bool) -> Finished<R> {
@@ -357,11 +402,20 @@ impl<R> Ticket<R> {
 }
 
 impl<R> Decided<R> {
+    pub(super) fn because(self, why: Option<String>) -> Decided<R> {
+        Decided { why, ..self }
+    }
+
+    pub(super) fn tell(&self, observer: &dyn Observer) {
+        observer.task_ended(&told(self.id, self.kind, self.why.as_deref(), &self.reply_to, self.ran));
+    }
+
     /// Rouses the submitter, after a full fence. No lock is held, since what it drops may be users' code.
     pub(super) fn rouse(self, ledger: &Ledger) {
         match self.unheard {
             Some(message) => {
                 fence(Ordering::SeqCst);
+                self.reply_to.note_unheard(&message);
                 let _ = catch(|| drop(message));
             }
             None => self.reply_to.rouse(ledger),

@@ -264,8 +264,10 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
     pub(super) fn give_up(&self, task: Task<T, R>, outcome: Outcome<R>, ledger: &Ledger) {
         let Task { job, ticket, extra } = task;
         // What is dropped may panic; the rest must be given up all the same.
-        match ticket.decide_unless_struck(Ended::Task(outcome), None, ledger) {
-            Ok(decided) => self.crew.announce(decided, ledger),
+        let ended = Ended::Task(outcome);
+        let why = self.crew.why(&ended);
+        match ticket.decide_unless_struck(ended, None, ledger) {
+            Ok(decided) => self.crew.announce(decided.because(why), ledger),
             Err(outcome) => drop(catch(|| drop(outcome))),
         }
         let _ = catch(|| drop((job, extra)));

@@ -11,12 +11,15 @@ use super::context::{TaskContext, TaskInfo};
 use super::crew::{Crew, Ending, Started, in_time};
 use super::later::TakenAway;
 use super::options::RetryOf;
-use super::outcome::{Ended, Outcome, TaskId};
+use super::outcome::{Ended, Outcome, OutcomeKind, TaskId};
 use super::pool::Hooks;
 use super::port::far;
 use super::queue::{Extra, Job, Place, Seat, Task};
+use super::reply::told;
 use super::room::{Room, new_number};
+use super::unheard::Named;
 use crate::logging::foreign;
+use crate::observer::TaskEnded;
 use crate::panic::catch;
 use crate::patience::Patience;
 use crate::stamp::Stamp;
@@ -236,7 +239,9 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let outcome = match returned {
             Ok(Ok(ended)) => ended,
             Ok(Err(error)) => match (&mut kept, &mut extra) {
+                _ if error.is::<TakenAway>() => Ended::Task(Outcome::Failed(error)),
                 (Some(_), Some(next)) if self.is_worth_another(next, &error, ended) => {
+                    self.tell_of_attempt(context, &error, true);
                     let before = next.last_error.replace(error);
                     let _ = catch(|| drop(before));
                     if let Some(payload) = kept {
@@ -244,10 +249,13 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
                     }
                     return (ended, false);
                 }
-                _ => Ended::Task(Outcome::Failed(error)),
+                _ => {
+                    self.tell_of_attempt(context, &error, false);
+                    Ended::Task(Outcome::Failed(error))
+                }
             },
             Err(message) => {
-                panic_message = Some(foreign(&message));
+                panic_message = Some((self.name(context.info.id), foreign(&message)));
                 Ended::Task(Outcome::Panicked(message))
             }
         };
@@ -256,8 +264,8 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         if kept.is_some() || extra.is_some() {
             let _ = catch(|| drop((kept, extra)));
         }
-        if let Some(message) = &panic_message {
-            self.log_panic(context.info.id, message);
+        if let Some((name, message)) = &panic_message {
+            self.log_panic(name, message);
             self.room.crew.observer.tell(|observer| observer.task_worker_panicked(self.index, message));
         }
         (ended, panic_message.is_some() && touches_state)
@@ -266,8 +274,9 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     fn finish(&self, deadline: Option<Instant>, outcome: Ended<R>, ended: Stamp, ledger: &OpenLedger) {
         let (outcome, mut too_late) = in_time(deadline, outcome, ended);
         let crew = &self.room.crew;
+        let why = crew.why(&outcome);
         match crew.end(self.index, outcome, Some(ended), ledger) {
-            Ending::Decided(decided) => crew.announce(decided, ledger),
+            Ending::Decided(decided) => crew.announce(decided.because(why), ledger),
             Ending::Later => too_late = None,
             Ending::Late(outcome) => too_late = too_late.or(Some(outcome)),
         }
@@ -281,21 +290,41 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     /// What panicked was beside the task itself; its outcome must not be lost with it.
     fn end_panicked(&self, info: &TaskInfo<T, R, O>, message: &str, ledger: &OpenLedger) {
         ledger.running.set(0);
+        let name = self.name(info.id);
         let panicked = Ended::Task(Outcome::Panicked(message.to_owned()));
         if let Ending::Decided(decided) = self.room.crew.end(self.index, panicked, None, ledger) {
-            self.room.crew.announce(decided, ledger);
+            self.room.crew.announce(decided.because(Some(message.to_owned())), ledger);
         }
-        let _ = catch(|| self.log_panic(info.id, &foreign(message)));
+        self.log_panic(&name, &foreign(message));
     }
 
     fn is_worth_another(&self, extra: &Extra<T>, error: &anyhow::Error, now: Stamp) -> bool {
         let has_time = extra.deadline.is_none_or(|deadline| Stamp::from(deadline) > now);
         // The last is users' code, which may panic: then it is not.
         has_time
-            && !error.is::<TakenAway>()
             && !self.room.crew.is_draining()
             && !self.room.has_many_delayed()
             && extra.retry.as_ref().is_some_and(|retry| catch(|| retry.retry.is_worth_it(error)).unwrap_or(false))
+    }
+
+    /// Logs that an attempt has failed, and tells the observer if there will be another.
+    #[cold]
+    fn tell_of_attempt(&self, context: &TaskContext<T, R, W, O>, error: &anyhow::Error, is_another: bool) {
+        let (info, crew) = (&context.info, &self.room.crew);
+        let is_observed = is_another && crew.observer.is_there();
+        if !is_observed && !log::log_enabled!(log::Level::Debug) {
+            return;
+        }
+        let Some(reply_to) = crew.reply_address(self.index) else { return };
+        // The text of an error is users' code, and so is the logger.
+        let Ok(why) = catch(|| format!("{error:#}")) else { return };
+        let name = Named { id: info.id, of: reply_to.label.as_ref() };
+        let _ = catch(|| log::debug!("{name}: attempt {} failed: {}", info.attempt, foreign(&why)));
+        if is_observed {
+            let ended = told(info.id, OutcomeKind::Failed, Some(&why), &reply_to, None);
+            let ended = TaskEnded { worker_index: Some(self.index), ..ended };
+            crew.observer.tell(|observer| observer.attempt_failed(&ended, info.attempt));
+        }
     }
 
     /// Has the timer queue the task for its next attempt, unless somebody has decided its outcome.
@@ -355,9 +384,17 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         self.room.crew.observer.tell(|observer| observer.task_worker_stopped(self.index));
     }
 
-    fn log_panic(&self, id: TaskId, message: &str) {
+    /// The task that runs, for the log.
+    fn name(&self, id: TaskId) -> String {
+        let reply_to = self.room.crew.reply_address(self.index);
+        let of = reply_to.as_ref().and_then(|reply_to| reply_to.label.as_ref());
+        Named { id, of }.to_string()
+    }
+
+    fn log_panic(&self, name: &str, message: &str) {
         if let Some(held_back) = self.room.crew.panic_log.permit() {
-            log::error!("task {id} panicked: {message} ({held_back} more panics since the last line)");
+            // A logger may panic too.
+            let _ = catch(|| log::error!("{name} panicked: {message} ({held_back} more panics since the last line)"));
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::server::handle::ServerHandle;
 use crate::server::lifecycle::Phase;
 use crate::server::service::Service;
 use crate::server::workers::Counted;
-use crate::task::{Port, TaskCallbacks, Wake, new_number};
+use crate::task::{Label, Port, TaskCallbacks, Wake, new_number};
 
 /// The largest datagram there is.
 const LARGEST: usize = 64 * 1024;
@@ -55,7 +55,7 @@ where
     let IdleSocket { datagrams, shared, sleeper } = idle;
     let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
     let server = ServerHandle { core: Arc::clone(&service.core) };
-    let port = service.pool.port(new_number(), wake, service.port_config());
+    let port = service.pool.port(new_number(), wake, Some(Arc::clone(&shared) as Label), service.port_config());
     let socket = PacketSocket { datagrams, shared, port, server };
     let mut worker = PacketWorker {
         service,

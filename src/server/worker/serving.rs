@@ -27,7 +27,7 @@ use crate::server::registry::{Entry, Registered};
 use crate::server::service::Service;
 use crate::server::tally::Tally;
 use crate::server::timers::Timers;
-use crate::task::{Port, Wake, new_number};
+use crate::task::{Label, Port, Wake, new_number};
 
 /// A client that was accepted, and what its worker needs. The order matters when it is dropped: first the socket, then
 /// the place.
@@ -99,7 +99,7 @@ impl<'a, T: Send + 'static, R: Send + 'static, S> Worker<'a, T, R, S> {
     fn new(service: &'a Service<T, R, S>, sleeper: &'a Sleeper, limits: &'a Limits, arrived: Arrived<S>) -> Self {
         let Arrived { stream, registered, session, input, is_open } = arrived;
         let core = &service.core;
-        let port = new_port(service, registered.entry().id, sleeper);
+        let port = new_port(service, registered.entry(), sleeper);
         let clocks = Clocks::new(limits, registered.entry().tally.connected_at);
         let link = Link {
             wire: Wire::new(stream, Outbox::new(limits.bounds())),
@@ -135,11 +135,11 @@ impl<'a, T: Send + 'static, R: Send + 'static, S> Worker<'a, T, R, S> {
 #[inline(never)]
 fn new_port<T: Send + 'static, R: Send + 'static, S>(
     service: &Service<T, R, S>,
-    id: ConnectionId,
+    entry: &Arc<Entry>,
     sleeper: &Sleeper,
 ) -> Box<Port<T, R, Connection<T, R, S>>> {
     let wake: Arc<dyn Wake> = Arc::clone(sleeper.waker()) as _;
-    Box::new(service.pool.port(id.0, wake, service.port_config()))
+    Box::new(service.pool.port(entry.id.0, wake, Some(Arc::clone(entry) as Label), service.port_config()))
 }
 
 /// From here on others can find the connection.

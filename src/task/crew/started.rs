@@ -11,7 +11,7 @@ use super::Crew;
 use crate::panic::catch;
 use crate::stamp::Stamp;
 use crate::stats::{Ledger, OpenLedger};
-use crate::task::outcome::{Ended, Outcome, Progress, Run, TaskId};
+use crate::task::outcome::{Ended, Outcome, OutcomeKind, Progress, Run, TaskId};
 use crate::task::reply::{Decided, NotTaken, ReplyAddress, Ticket};
 
 /// A task that has started, wherever it is now.
@@ -225,7 +225,7 @@ impl<R> Crew<R> {
     pub(in crate::task) fn end_later(&self, id: TaskId, ended: Ended<R>) {
         // The end of the pool waits for this.
         let _lent = self.threads.lend();
-        let now = Stamp::now();
+        let (now, why) = (Stamp::now(), self.why(&ended));
         let mut later = self.later.lock();
         let (decided, too_late) = match later.tasks.remove(&id) {
             Some(started) => {
@@ -242,7 +242,8 @@ impl<R> Crew<R> {
         // What is dropped is users'.
         let _ = catch(|| drop(too_late));
         if let Some(decided) = decided {
-            self.announce(decided, &self.books.open());
+            let why = why.filter(|_| decided.kind != OutcomeKind::TimedOut);
+            self.announce(decided.because(why), &self.books.open());
         }
         self.later.lock().finishing -= 1;
         fence(Ordering::SeqCst);

@@ -167,7 +167,13 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         };
         match message {
             Message::Finished(finished) => match own.finish_for(&finished)? {
-                Finish::ForAll => Some(on_finish.as_ref().map_or(Ok(()), |on_finish| on_finish(user, finished))),
+                Finish::ForAll => match on_finish {
+                    Some(on_finish) => Some(on_finish(user, finished)),
+                    None => {
+                        own.address.note_unheard(&Message::Finished(finished));
+                        Some(Ok(()))
+                    }
+                },
                 Finish::Then(then) => Some(then(user, finished)),
                 Finish::Each(each) => {
                     let (mut each, id, is_last) = (each?, finished.id, finished.is_last);

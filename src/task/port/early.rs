@@ -7,7 +7,7 @@ use super::Port;
 use crate::panic::catch;
 use crate::stamp::Stamp;
 use crate::task::outcome::{Finished, Outcome, Run, TaskId};
-use crate::task::reply::Message;
+use crate::task::reply::{Message, told};
 
 impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
     /// Cancels a task; false if it is not in flight, or its outcome is here already.
@@ -119,7 +119,8 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.put_all_aside();
         self.put_aside(Message::Finished(Finished { id, outcome, is_last: true, worker_index, run }));
         fence(Ordering::SeqCst);
-        self.room.crew.observer.tell(|observer| observer.task_ended(id, kind));
+        let address = &*self.address;
+        self.room.crew.observer.tell(|observer| observer.task_ended(&told(id, kind, None, address, ran)));
         self.room.crew.fewer_pending();
     }
 
