@@ -3,6 +3,7 @@
 
 use crate::error::BindError;
 use crate::net::{Framing, SocketOptions};
+use crate::resources;
 use crate::server::Limits;
 use crate::task::PoolConfig;
 
@@ -37,7 +38,8 @@ pub(crate) struct ConnectionConfig {
     pub(crate) cancel_on_close: bool,
     /// `None`: what the process's own limits allow.
     pub(crate) max_connections: Option<usize>,
-    pub(crate) max_buffered: usize,
+    /// `None`: a default, or a quarter of the memory that the process may have.
+    pub(crate) max_buffered: Option<usize>,
     pub(crate) worker_stack_size: usize,
 }
 
@@ -71,12 +73,13 @@ impl Default for ConnectionConfig {
             results_in_order: false,
             cancel_on_close: false,
             max_connections: None,
-            max_buffered: 512 * 1024 * 1024,
+            max_buffered: None,
             worker_stack_size: WORKER_STACK,
         }
     }
 }
 
+const MAX_BUFFERED: usize = 512 * 1024 * 1024;
 /// Without optimizations code takes several times as much of it.
 const WORKER_STACK: usize = if cfg!(debug_assertions) { 1024 * 1024 } else { 256 * 1024 };
 
@@ -158,9 +161,16 @@ impl TaskConfig {
 impl ConnectionConfig {
     fn check(&self) -> Result<(), Unworkable> {
         at_least("max_connections", self.max_connections.unwrap_or(1), 1)?;
-        at_least("max_buffered", self.max_buffered, 1)?;
+        at_least("max_buffered", self.max_buffered.unwrap_or(1), 1)?;
         at_least("worker_stack_size", self.worker_stack_size, MIN_STACK)?;
         Ok(())
+    }
+}
+
+impl ConnectionConfig {
+    pub(crate) fn max_buffered(&self) -> usize {
+        let by_memory = || resources::memory().map_or(usize::MAX, |memory| memory / 4);
+        self.max_buffered.unwrap_or_else(|| MAX_BUFFERED.min(by_memory()).max(1))
     }
 }
 
@@ -183,20 +193,8 @@ impl Config {
         self.connections.check()
     }
 
-    pub(crate) fn max_connections(&self) -> usize {
-        self.connections.max_connections.unwrap_or_else(connections_this_process_allows)
+    /// Of connections whose threads have so much stack.
+    pub(crate) fn max_connections(&self, stack_size: usize) -> usize {
+        self.connections.max_connections.unwrap_or_else(|| resources::connections(stack_size))
     }
-}
-
-/// A connection takes two file descriptors and a thread of some four memory maps. Near the limit of maps a
-/// starting thread can abort the whole process instead of failing, so half of them are left alone.
-fn connections_this_process_allows() -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let by_files =
-        files.map_or(usize::MAX, |files| usize::try_from(files.saturating_sub(64) / 2).unwrap_or(usize::MAX));
-    let by_maps = std::fs::read_to_string("/proc/sys/vm/max_map_count")
-        .ok()
-        .and_then(|text| text.trim().parse::<usize>().ok())
-        .map_or(usize::MAX, |maps| maps / 8);
-    by_files.min(by_maps).clamp(1, 10_000)
 }

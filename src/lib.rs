@@ -448,6 +448,7 @@ mod own_threads;
 mod panic;
 mod patience;
 mod pool;
+mod resources;
 mod server;
 mod stack;
 mod stamp;

@@ -3,8 +3,9 @@
 mod common;
 
 use std::collections::HashSet;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use backroom::{
     Address, CloseReason, Framing, Limits, Listener, Server, ServerBuilder, TaskError, TaskOptions, TaskPool, stage,
 };
+use common::house::SHORT;
 use common::{Client, Gate, PATIENCE, Running, events, eventually, log_from, run, succeeds};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -276,31 +278,101 @@ fn short_of_descriptors_it_waits_without_spinning_and_recovers_within_a_second()
     succeeds(child);
 }
 
+/// The address space that this process has taken.
+fn address_space() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split_whitespace().next().unwrap().parse().unwrap();
+    pages * 4096
+}
+
+fn limit_address_space(bytes: u64) {
+    let before = getrlimit(Resource::As);
+    setrlimit(Resource::As, Rlimit { current: Some(bytes), maximum: before.maximum }).unwrap();
+}
+
 #[test]
-fn a_thread_that_cannot_start_refuses_its_connection_and_the_acceptor_goes_on() {
+fn a_client_for_whose_thread_there_is_no_address_space_waits_until_there_is() {
     let Some(child) = in_child!() else {
         // A worker's stack does not fit into the address space that is left; a small thing does.
         let server = echo(|builder| builder.worker_stack_size(1 << 30).task_worker_num(1));
         let mut first = server.client();
         assert_eq!(first.ask("x"), "x");
-        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-        let pages: u64 = pages.split_whitespace().next().unwrap().parse().unwrap();
         let before = getrlimit(Resource::As);
-        let current = Some(pages * 4096 + (256 << 20));
-        setrlimit(Resource::As, Rlimit { current, maximum: before.maximum }).unwrap();
+        limit_address_space(address_space() + (256 << 20));
 
+        let mut waits = server.client();
+        waits.send("z\n");
+        waits.socket.get_ref().set_read_timeout(Some(SHORT)).unwrap();
+        assert!(waits.socket.fill_buf().is_err(), "it is not served");
+        assert_eq!(first.ask("y"), "y", "the others are served");
+        setrlimit(Resource::As, before).unwrap();
+        waits.socket.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(waits.line(), "z", "once there is room");
+        assert_eq!(server.handle.stats().refused.total(), 0);
+        drop((first, waits));
+        server.stop();
+        return;
+    };
+    succeeds(child);
+}
+
+#[test]
+fn a_burst_of_clients_under_any_limit_of_address_space_ends_no_process() {
+    const MIB: u64 = 1 << 20;
+    // The whole of it, with what the allocator reserves for each of some threads.
+    let limits = [260, 330, 400, 500, 700, 900, 1200, 2000];
+    if let Some(limit) = std::env::var_os(LIMIT) {
+        // Before anything is started, as `prlimit` does.
+        limit_address_space(limit.to_str().unwrap().parse::<u64>().unwrap() * MIB);
+        let server = echo(|builder| builder.task_worker_num(2));
+        let addr = server.addr();
+        let clients: Vec<_> = (0..150).map(|_| Client::connect(addr)).collect();
+        // All that have a thread are served, and then the others.
+        for mut client in clients {
+            assert_eq!(client.ask("x"), "x");
+        }
+        server.stop();
+        return;
+    }
+    for limit in limits {
+        let mut command = common::as_child(Command::new(std::env::current_exe().unwrap()), test_name!());
+        let output = command.env(LIMIT, limit.to_string()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{limit} MiB: {}\n{stderr}", output.status);
+    }
+}
+
+const LIMIT: &str = "BACKROOM_TEST_ADDRESS_SPACE";
+
+#[test]
+fn a_thread_that_cannot_start_refuses_its_connection_and_the_acceptor_goes_on() {
+    use std::os::unix::process::CommandExt;
+
+    if common::is_child() {
+        let server = echo(|builder| builder.task_worker_num(1));
+        let mut first = server.client();
+        assert_eq!(first.ask("x"), "x");
+        let threads = getrlimit(Resource::Nproc);
+        setrlimit(Resource::Nproc, Rlimit { current: Some(0), maximum: threads.maximum }).unwrap();
         for refused in 1..=3 {
             assert_eq!(server.client().rest(), "");
             eventually("it is counted", || server.handle.stats().refused.total() == refused);
         }
         assert_eq!(first.ask("y"), "y", "the others are served");
-        setrlimit(Resource::As, before).unwrap();
+        setrlimit(Resource::Nproc, threads).unwrap();
         assert_eq!(server.client().ask("z"), "z", "and so is the next once there is room");
         drop(first);
         server.stop();
         return;
-    };
-    succeeds(child);
+    }
+    let mut command = common::as_child(Command::new(std::env::current_exe().unwrap()), test_name!());
+    if rustix::process::geteuid().is_root() {
+        // The limit does not bind root.
+        command.uid(65534);
+    }
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{stderr}", output.status);
 }
 
 #[test]
@@ -313,10 +385,8 @@ fn where_the_timers_thread_cannot_start_delayed_tasks_are_refused_and_others_go_
         // No thread more; but for privileged users, whom this does not bind. Those have no room for its stack.
         let threads = getrlimit(Resource::Nproc);
         setrlimit(Resource::Nproc, Rlimit { current: Some(0), maximum: threads.maximum }).unwrap();
-        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-        let pages: u64 = pages.split_whitespace().next().unwrap().parse().unwrap();
         let room = getrlimit(Resource::As);
-        setrlimit(Resource::As, Rlimit { current: Some(pages * 4096), maximum: room.maximum }).unwrap();
+        limit_address_space(address_space());
 
         let refused = submitter.with(later.clone()).try_task(()).unwrap_err();
         assert_eq!(refused.reason(), TaskError::NoTimer);

@@ -703,7 +703,7 @@ fn results_for_a_client_that_does_not_read_are_refused_and_those_that_were_taken
     const MAX_RESULTS: usize = 8;
     const SIZE: usize = 16 * 1024;
     if let Some(child) = in_child!() {
-        common::succeeds(child);
+        succeeds(child);
         return;
     }
     let (sender, ended) = events();

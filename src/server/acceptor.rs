@@ -17,15 +17,22 @@ use crate::net::{AcceptError, Sleeper};
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// Finds a worker for a connection.
-pub(super) type Hire = Arc<dyn Fn(Accepted, &mut Option<Sleeper>) -> io::Result<()> + Send + Sync>;
+/// Finds workers for connections.
+pub(super) trait Hire: Send + Sync {
+    /// Whether there is a thread for the next one, or room for one.
+    fn has_room(&self) -> bool;
+
+    /// Gives the connection to a thread, which needs the sleeper only if it is a new one. Where none can be started, the
+    /// connection is closed.
+    fn hire(&self, accepted: Accepted, sleeper: &mut Option<Sleeper>) -> io::Result<()>;
+}
 
 /// Of one listener.
 pub(super) struct Acceptor {
     core: Arc<Core>,
     entrance: Arc<Entrance>,
     sleeper: Sleeper,
-    hire: Hire,
+    workers: Arc<dyn Hire>,
     /// The wake-up descriptor of the next new worker. Made before a client is accepted, so that none is accepted only to
     /// be dropped where descriptors are short.
     next: Option<Sleeper>,
@@ -35,9 +42,9 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(super) fn new(core: Arc<Core>, listener: OpenListener, sleeper: Sleeper, hire: Hire) -> Acceptor {
+    pub(super) fn new(core: Arc<Core>, listener: OpenListener, sleeper: Sleeper, workers: Arc<dyn Hire>) -> Acceptor {
         let entrance = Arc::new(Entrance::new(Arc::clone(&core), listener));
-        Acceptor { core, entrance, sleeper, hire, next: None, backoff: FIRST_BACKOFF, short: None }
+        Acceptor { core, entrance, sleeper, workers, next: None, backoff: FIRST_BACKOFF, short: None }
     }
 
     /// Accepts until the server shuts down; nothing else ends it.
@@ -66,6 +73,10 @@ impl Acceptor {
     }
 
     fn accept(&mut self, place: Place) -> Result<Option<Accepted>, AcceptError> {
+        if !self.workers.has_room() {
+            let error = io::Error::new(io::ErrorKind::OutOfMemory, "no address space for one more thread");
+            return Err(AcceptError::Exhausted(error));
+        }
         if self.next.is_none() {
             self.next = Some(Sleeper::new().map_err(AcceptError::Exhausted)?);
         }
@@ -73,7 +84,7 @@ impl Acceptor {
     }
 
     fn hire(&mut self, accepted: Accepted) {
-        match (self.hire)(accepted, &mut self.next) {
+        match self.workers.hire(accepted, &mut self.next) {
             Ok(()) => self.short = None,
             Err(error) => {
                 self.lack();

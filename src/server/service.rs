@@ -8,12 +8,13 @@ use super::core::Core;
 use super::packets::OnPacket;
 use crate::config::{Config, WhenQueueFull};
 use crate::net::Address;
-use crate::stack::with_room_for;
 use crate::task::{Pool, PortConfig, TaskCallbacks, WhenFull};
 
 pub(super) struct Service<T: Send + 'static, R: Send + 'static, S> {
     pub(super) core: Arc<Core>,
     pub(super) config: Config,
+    /// Of the threads on which its callbacks run.
+    pub(super) stack_size: usize,
     pub(super) pool: Arc<Pool<T, R>>,
     pub(super) session: MakeSession<S>,
     pub(super) on_receive: OnReceive<T, R, S>,
@@ -22,12 +23,6 @@ pub(super) struct Service<T: Send + 'static, R: Send + 'static, S> {
 }
 
 impl<T: Send + 'static, R: Send + 'static, S> Service<T, R, S> {
-    /// Of a thread on which its callbacks run.
-    pub(super) fn stack_size(&self) -> usize {
-        let values = [size_of::<T>(), size_of::<R>(), size_of::<S>()];
-        with_room_for(&values, self.config.connections.worker_stack_size)
-    }
-
     pub(super) fn port_config(&self) -> PortConfig {
         let Config { tasks, connections, .. } = &self.config;
         PortConfig {

@@ -99,8 +99,9 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// How many connections may be open at once; beyond it clients wait in the backlog of the kernel. At
-    /// least 1; default: what the process's own limits allow, min((file limit − 64) / 2, memory maps / 8,
-    /// 10,000), which `bind` logs. Swoole's `max_connection`, which refuses instead.
+    /// least 1; default: what the process's own limits allow, min((file limit − 64) / 2, memory maps / 8, the stacks
+    /// that fit into its address space, half of its control group's memory / 128 KiB, 10,000), which `bind` logs.
+    /// Swoole's `max_connection`, which refuses instead.
     ///
     /// Each connection takes one thread, two file descriptors and some four memory maps. Near the limit of maps
     /// (`vm.max_map_count`) a thread that starts can abort the whole process: stay well below it. A connection
@@ -114,9 +115,10 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     /// How many bytes all connections together may keep, of what clients have not taken and of frames that are not
     /// whole; what was broadcast is kept once, and counts once. Beyond it, those that keep more than 128 KiB close, with
     /// [`CloseReason::Overloaded`](crate::CloseReason::Overloaded), when their worker next has nothing to do, until the
-    /// rest fits; so a server that many slow clients attack does not run out of memory. At least 1; default 512 MiB.
+    /// rest fits; so a server that many slow clients attack does not run out of memory. At least 1; default 512 MiB, or
+    /// a quarter of the memory that the process's control group allows if that is less.
     pub fn max_buffered(mut self, bytes: usize) -> Self {
-        self.config.connections.max_buffered = bytes;
+        self.config.connections.max_buffered = Some(bytes);
         self
     }
 

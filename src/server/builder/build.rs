@@ -22,6 +22,7 @@ use crate::server::registry::Registry;
 use crate::server::service::Service;
 use crate::server::workers::Workers;
 use crate::server::{BackRoom, Doors, RunHooks, Server};
+use crate::stack::with_room_for;
 use crate::task::{Hooks, Pool, PoolConfig, StartError, Wake};
 
 impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage>
@@ -59,7 +60,8 @@ where
         }
         let ServerHooks { observer, on_start, before_shutdown, on_shutdown } = self.hooks;
 
-        let max_connections = self.config.max_connections();
+        let stack_size = stack_size::<T, R, S>(&self.config);
+        let max_connections = self.config.max_connections(stack_size);
         let mut open = Vec::new();
         for listener in listeners {
             let listener = listener.open(&self.config.listeners, max_connections)?;
@@ -73,7 +75,7 @@ where
             addresses,
             sockets,
             Places::new(max_connections, wakers),
-            Registry::new(max_connections, self.config.connections.max_buffered),
+            Registry::new(max_connections, self.config.connections.max_buffered()),
             Lifecycle::new(before_shutdown.is_some()),
             observer,
         ));
@@ -82,22 +84,28 @@ where
         let service = Arc::new(Service {
             core: Arc::clone(&core),
             config: self.config,
+            stack_size,
             pool: Arc::clone(&pool),
             session: self.session,
             on_receive,
             on_packet: self.on_packet,
             callbacks: self.callbacks,
         });
-        let workers = Workers::new(Arc::clone(&service));
-        let hire: Hire = Arc::new(move |accepted, sleeper| workers.hire(accepted, sleeper));
+        let workers: Arc<dyn Hire> = Arc::new(Workers::new(Arc::clone(&service)));
         let start_packets: StartPackets = Box::new(move |idle| packets::start(&service, idle));
         let acceptors = open
             .into_iter()
-            .map(|(listener, sleeper)| Acceptor::new(Arc::clone(&core), listener, sleeper, Arc::clone(&hire)))
+            .map(|(listener, sleeper)| Acceptor::new(Arc::clone(&core), listener, sleeper, Arc::clone(&workers)))
             .collect();
         let doors = Doors { acceptors, idle_sockets, start_packets };
         Ok(Server::new(core, doors, pool, RunHooks { on_start, before_shutdown, on_shutdown }))
     }
+}
+
+/// Of the threads on which its callbacks run.
+fn stack_size<T, R, S>(config: &Config) -> usize {
+    let values = [size_of::<T>(), size_of::<R>(), size_of::<S>()];
+    with_room_for(&values, config.connections.worker_stack_size)
 }
 
 fn open_udp(places: Vec<UdpAt>, config: &Config) -> Result<Vec<Datagrams>, BindError> {

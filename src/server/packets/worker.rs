@@ -31,7 +31,7 @@ where
     R: Send + 'static,
     S: 'static,
 {
-    let (counted, stack_size) = (Counted::new(&service.core), service.stack_size());
+    let (counted, stack_size) = (Counted::new(&service.core), service.stack_size);
     let service = Arc::clone(service);
     let name = format!("backroom-udp-{}", idle.shared.local_addr.port());
     let run = move || {
