@@ -10,8 +10,10 @@ use super::core::Core;
 use super::entrance::Entrance;
 use super::listener::OpenListener;
 use super::places::{Place, Short};
+use super::refused::let_notice;
 use super::worker::Accepted;
-use crate::net::{AcceptError, Sleeper};
+use crate::net::{AcceptError, Sleeper, Stream};
+use crate::panic::catch;
 
 /// How long to leave the listener alone when the process is out of descriptors: doubled each time in a row.
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
@@ -48,7 +50,32 @@ impl Acceptor {
     }
 
     /// Accepts until the server shuts down; nothing else ends it.
-    pub(super) fn run(&mut self) {
+    pub(super) fn run(mut self) {
+        // What could panic in it is a logger; it goes on all the same.
+        while catch(|| self.accept_all()).is_err() {}
+        let mut refused = Vec::new();
+        let _ = catch(|| self.accept_last(&mut refused));
+        let core = Arc::clone(&self.core);
+        // The listener is closed as soon as nobody waits there, since closing it resets whoever does.
+        drop(self);
+        let_notice(refused, &core);
+    }
+
+    /// A shutdown has begun: whoever waits in the kernel's backlog by now is served, or refused if there is no place.
+    fn accept_last(&mut self, refused: &mut Vec<Stream>) {
+        loop {
+            let accepted = match self.core.places.take() {
+                Some(place) => self.accept(place).map(|accepted| accepted.into_iter().for_each(|it| self.hire(it))),
+                None => self.entrance.refuse_next().map(|client| refused.push(client)),
+            };
+            match accepted {
+                Ok(()) | Err(AcceptError::ClientGone(_)) => {}
+                Err(AcceptError::Empty | AcceptError::Exhausted(_)) => return,
+            }
+        }
+    }
+
+    fn accept_all(&mut self) {
         while self.entrance.is_open() {
             let Some(place) = self.core.places.take() else {
                 // The backlog of the kernel is the queue now.

@@ -299,8 +299,8 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     }
 
     /// Runs when a [time is over](crate::Timeout) and its connection is about to close for it: it may send something, which
-    /// is flushed before. Not for [`Timeout::Handshake`](crate::Timeout::Handshake), before which nothing can be sent,
-    /// nor for [`Timeout::Write`](crate::Timeout::Write), after which the client takes nothing. An error is logged.
+    /// is flushed before. Not for [`Timeout::Handshake`], before which nothing can be sent,
+    /// nor for [`Timeout::Write`], after which the client takes nothing. An error is logged.
     ///
     /// ```
     /// use backroom::{Framing, Timeout};

@@ -64,6 +64,14 @@ impl Entrance {
         None
     }
 
+    /// The next client, for which there is no place, and which is to be told so. Never blocks.
+    pub(super) fn refuse_next(&self) -> Result<Stream, AcceptError> {
+        let stream = self.listener.socket.accept()?;
+        self.core.places.count_refused();
+        self.core.registry.count_shut_out();
+        Ok(stream)
+    }
+
     fn refuse(&self, stream: &Stream, refusal: Refusal) {
         self.core.registry.count_refusal(refusal);
         if let Some(held_back) = self.log.permit() {

@@ -56,6 +56,13 @@ impl ServerHandle {
     /// deliver their outcomes, flush, close. What is delayed is cancelled, and repetitions end. What is unfinished
     /// `deadline` from now is abandoned.
     ///
+    /// Clients that wait in the kernel's backlog by then are answered what they have asked, or refused in good order where
+    /// there is no place. Who connects between the last look there and the closing of the listener is reset by the kernel:
+    /// for a restart without that, hand one listening socket from one process to the next
+    /// ([`Inherited`](crate::Inherited), or a `TcpListener` given to [`listen`](crate::ServerBuilder::listen)), which stays
+    /// open while either has it; or have Linux hand such clients on to another socket of the port
+    /// (`net.ipv4.tcp_migrate_req=1`, with [`reuse_port`](crate::SocketOptions::reuse_port)).
+    ///
     /// May be called anywhere, callbacks included, and again: the earliest deadline holds. As soon as a connection's
     /// worker knows of it, which is before its next outcome or batch of frames, `task` refuses there with
     /// [`TaskError::ShuttingDown`](crate::TaskError::ShuttingDown). A client that was active within the last second

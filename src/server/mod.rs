@@ -31,6 +31,7 @@ mod mailbox;
 mod packets;
 mod places;
 mod proxy;
+mod refused;
 mod registry;
 mod remote;
 mod running;
@@ -72,7 +73,6 @@ pub use timers::TimerId;
 
 use crate::error::{JoinError, RunError};
 use crate::net::{Address, Waker};
-use crate::panic::catch;
 use crate::stats::TaskStats;
 use crate::task::{Pool, Wake};
 use crate::times::TaskTimes;
@@ -111,14 +111,13 @@ impl Doors {
         (1..).zip(self.acceptors).try_for_each(|(number, acceptor)| {
             let counted = Counted::new(core);
             let thread = thread::Builder::new().name(format!("backroom-acceptor-{number}"));
-            thread.spawn(move || run_acceptor(acceptor, counted)).map(drop)
+            let run = move || {
+                acceptor.run();
+                drop(counted);
+            };
+            thread.spawn(run).map(drop)
         })
     }
-}
-
-/// What could panic in it is a logger; it goes on all the same.
-fn run_acceptor(mut acceptor: Acceptor, _counted: Counted) {
-    while catch(|| acceptor.run()).is_err() {}
 }
 
 /// What a server needs of its task pool, whatever the types of its tasks.

@@ -59,6 +59,11 @@ impl Places {
         self.acceptors.iter().for_each(|waker| waker.interrupt());
     }
 
+    /// One was accepted for which there was no place.
+    pub(super) fn count_refused(&self) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A place for a connection that is about to be accepted, if one is free.
     pub(super) fn take(self: &Arc<Self>) -> Option<Place> {
         self.take_below(self.max_connections)

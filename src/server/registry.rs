@@ -72,6 +72,10 @@ impl Registry {
         self.refused.lock().no_thread += 1;
     }
 
+    pub(super) fn count_shut_out(&self) {
+        self.refused.lock().shutdown += 1;
+    }
+
     pub(super) fn count_refusal(&self, refusal: Refusal) {
         let mut refused = self.refused.lock();
         match refusal {

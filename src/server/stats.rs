@@ -41,12 +41,14 @@ pub struct RefusedStats {
     /// [`accept_rate_per_address`](crate::Limits::accept_rate_per_address). A client behind a proxy is counted as
     /// [closed](ClosedStats::too_fast_of_address).
     pub too_fast_of_address: u64,
+    /// They waited in the kernel's backlog when the server shut down, and there was no place for them.
+    pub shutdown: u64,
 }
 
 impl RefusedStats {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.no_thread + self.too_many_of_address + self.too_fast_of_address
+        self.no_thread + self.too_many_of_address + self.too_fast_of_address + self.shutdown
     }
 }
 

@@ -56,6 +56,8 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     turns_awake: u32,
     /// What it was at the beginning of this turn of the loop.
     phase: Phase,
+    /// What its client had sent when it was accepted is not all received.
+    is_new: bool,
     clocks: Clocks,
     /// What the watermark callbacks were last told.
     told_congested: bool,
@@ -100,12 +102,20 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// What holds for one turn: if `on_receive` is called in it, the task it submits is not refused because a
     /// shutdown began meanwhile.
     fn begin_turn(&mut self) {
-        self.phase = self.core.lifecycle.phase();
+        self.phase = self.phase_now();
         self.conn.link.port.open = self.phase == Phase::Serving;
         self.conn.link.port.forget_time();
         self.conn.link.port.time_out();
         self.conn.link.port.hear_call();
         self.turns_awake += 1;
+    }
+
+    /// A client that was accepted at the last moment is answered what it had asked by then.
+    fn phase_now(&self) -> Phase {
+        match self.core.lifecycle.phase() {
+            Phase::Draining if self.is_new => Phase::Serving,
+            phase => phase,
+        }
     }
 
     /// It does something that may take buffers, and is more than to send what others have for its client.

@@ -181,8 +181,10 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
                 wire.flush();
                 return true;
             }
-            _ if self.is_open && reason.is_orderly() => {
-                wire.stream.end_tls();
+            _ if reason.is_orderly() => {
+                if self.is_open {
+                    wire.stream.end_tls();
+                }
                 return true;
             }
             _ => {}

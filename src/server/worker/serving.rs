@@ -124,6 +124,7 @@ impl<'a, T: Send + 'static, R: Send + 'static, S> Worker<'a, T, R, S> {
             patience: Patience::new(),
             turns_awake: 0,
             phase: Phase::Serving,
+            is_new: true,
             clocks,
             told_congested: false,
             buffered: core.registry.buffered.of_one(),
