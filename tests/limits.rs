@@ -570,6 +570,10 @@ fn what_cannot_work_is_an_error_from_bind_that_names_it() {
         "socket_options: a backlog of 0"
     );
     assert!(bind(|builder| builder.worker_stack_size(1)).starts_with("worker_stack_size: "));
+    let too_long = |builder: Builder| {
+        builder.socket_options(SocketOptions::new().user_timeout(Duration::from_secs(25 * 24 * 60 * 60)))
+    };
+    assert_eq!(bind(too_long), "socket_options: a user_timeout is at most 24 days");
     assert!(bind(|builder| builder.task_worker_stack_size(1)).starts_with("task_worker_stack_size: "));
     assert_eq!(bind(|builder| builder.max_buffered(0)), "max_buffered: 0 is less than 1");
     for (problem, set) in [

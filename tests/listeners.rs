@@ -19,7 +19,9 @@ use backroom::{
     Address, BindError, CloseReason, Connection, Framing, Inherited, LengthPrefix, LengthType, Limits, Listener,
     ProxyProtocol, Server, ServerBuilder, SocketOptions, stage,
 };
-use common::{Client, Gate, PATIENCE, TempDir, events, eventually, has_ipv6, log_from, run, succeeds};
+use common::{
+    Client, Gate, PATIENCE, TempDir, as_child, events, eventually, has_ipv6, is_child, log_from, run, succeeds,
+};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -742,4 +744,77 @@ fn what_a_client_of_a_unix_socket_has_sent_is_served_though_it_is_gone() {
     assert_eq!(closed.next(), "Client");
     let report = server.stop();
     assert_eq!((report.tasks.delivered, report.tasks.orphaned), (LINES, 0));
+}
+
+/// Why there is no server there.
+fn unix_error(path: &Path) -> Option<String> {
+    let server = Server::builder::<(), ()>()
+        .listen(Listener::unix(path))
+        .on_receive(|_, _| Ok(()))
+        .on_task(|_, ()| Ok(()))
+        .build();
+    server.err().map(|error| format!("{:#}", anyhow::Error::from(error)))
+}
+
+#[test]
+fn an_abstract_name_is_refused_by_name() {
+    let error = unix_error(Path::new("\0backroom")).unwrap();
+    assert!(error.contains("abstract names are not supported"), "{error}");
+}
+
+#[test]
+fn clients_of_a_unix_socket_are_behind_no_proxy() {
+    let dir = TempDir::new(test_name!());
+    let listener = Listener::unix(dir.join("socket")).proxy_protocol(ProxyProtocol::from(["127.0.0.1"]));
+    let server = Server::builder::<(), ()>().listen(listener).on_receive(|_, _| Ok(())).on_task(|_, ()| Ok(())).build();
+    let error = server.err().unwrap().to_string();
+    assert!(error.starts_with("proxy_protocol: "), "{error}");
+}
+
+#[test]
+fn a_relative_path_is_removed_though_the_program_has_gone_elsewhere() {
+    if let Some(child) = in_child!() {
+        succeeds(child);
+        return;
+    }
+    let dir = TempDir::new(test_name!());
+    let file = dir.join("socket");
+    std::env::set_current_dir(file.parent().unwrap()).unwrap();
+    let server = Server::builder::<(), ()>()
+        .listen(Listener::unix("socket"))
+        .on_receive(|_, _| Ok(()))
+        .on_task(|_, ()| Ok(()))
+        .build()
+        .unwrap();
+    assert!(file.exists());
+    std::env::set_current_dir("/").unwrap();
+    drop(server);
+    assert!(!file.exists());
+}
+
+#[test]
+fn a_directory_that_may_be_written_to_and_not_read_has_room_for_a_socket_but_none_is_taken_over_there() {
+    use std::os::unix::process::CommandExt;
+
+    const NOBODY: u32 = 65534;
+    if is_child() {
+        let dir = TempDir::new(test_name!());
+        let blind = dir.join("blind");
+        fs::create_dir(&blind).unwrap();
+        fs::set_permissions(&blind, fs::Permissions::from_mode(0o311)).unwrap();
+        assert_eq!(unix_error(&blind.join("socket")), None);
+        // Nobody listens there, and nobody can be sure of it.
+        drop(UnixListener::bind(blind.join("stale")).unwrap());
+        let error = unix_error(&blind.join("stale")).unwrap();
+        assert!(error.contains("may not be read"), "{error}");
+        fs::set_permissions(&blind, fs::Permissions::from_mode(0o755)).unwrap();
+        return;
+    }
+    let mut command = as_child(Command::new(std::env::current_exe().unwrap()), test_name!());
+    if rustix::process::geteuid().is_root() {
+        // Who may read everything.
+        command.uid(NOBODY);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -643,3 +643,29 @@ fn a_connection_that_waits_for_its_client_costs_no_time_whatever_else_waits() {
     };
     succeeds(child);
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_whose_length_says_nothing_is_refused_and_an_empty_one_is_not() {
+    let house = House::open(|builder| builder);
+    let guest = house.guest();
+    let send = |path: &'static str, len| {
+        guest.on_worker(move |conn| {
+            conn.send_file(File::open(path).unwrap(), 0, len).map_err(|error| format!("{error:?}"))
+        })
+    };
+    assert_eq!(send("/proc/cpuinfo", None), Err("NoLength".into()));
+    assert_eq!(send("/proc/self/maps", Some(10)), Err("NoLength".into()));
+    assert_eq!(send("/sys/kernel/mm/transparent_hugepage/enabled", None), Err("NoLength".into()));
+    let (empty, sparse) = (TempFile::of("empty", b""), TempFile::of("sparse", b""));
+    OpenOptions::new().write(true).open(&sparse.0).unwrap().set_len(10_000).unwrap();
+    let (empty, sparse) = (empty.open(), sparse.open());
+    let mut guest = guest;
+    guest.on_worker(move |conn| {
+        conn.send_file(empty, 0, None).unwrap();
+        conn.send_file(sparse, 0, None).unwrap();
+    });
+    assert_eq!(guest.client.bytes(10_000), [0; 10_000]);
+    drop(guest);
+    house.server.stop();
+}

@@ -712,7 +712,9 @@ fn what_cannot_be_used_is_an_error_that_says_what_and_shows_no_key() {
         (error(Pem::file(&absent), text(&one.key)), format!("cannot read {}", absent.display())),
         (error(text(""), text(&one.key)), "a text in memory has no certificate".to_string()),
         (error(text(&one.key), text(&one.key)), "a text in memory has no certificate".to_string()),
-        (error(text(&one.chain), text("")), "a text in memory: no items found".to_string()),
+        (error(text(&one.chain), text("")), "a text in memory: no private key: no items found".to_string()),
+        (error(text(&one.chain), text(PKCS8_ENCRYPTED)), "a text in memory: the key is encrypted".to_string()),
+        (error(text(&one.chain), text(PKCS1_ENCRYPTED)), "a text in memory: the key is encrypted".to_string()),
         (error(text(&one.chain), text(&other.key)), "a text in memory with a text in memory: ".to_string()),
     ] {
         assert!(error.to_string().starts_with(&says), "{error}");
@@ -720,8 +722,56 @@ fn what_cannot_be_used_is_an_error_that_says_what_and_shows_no_key() {
     let clients = TlsConfig::new(one.certificate()).require_clients(text("nothing"));
     assert_eq!(Tls::new(clients).err().unwrap().to_string(), "a text in memory has no certificate");
 
+    for name in ["", " ", ".", "*", "*.", "a b", "shop.*.test", "*.*.test", "ümlaut.test"] {
+        let named = TlsConfig::new(one.certificate()).name(name, other.certificate());
+        let error = Tls::new(named).err().unwrap().to_string();
+        assert_eq!(error, format!("{name:?} is no name of a host that a client could ask for"));
+    }
+
     let tls = Tls::new(TlsConfig::new(one.certificate())).unwrap();
     assert!(!format!("{tls:?}").contains("PRIVATE"));
+}
+
+const PKCS8_ENCRYPTED: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIE\n-----END ENCRYPTED PRIVATE KEY-----\n";
+const PKCS1_ENCRYPTED: &str = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n\
+                               MIIE\n-----END RSA PRIVATE KEY-----\n";
+
+#[test]
+fn a_mark_of_encoding_at_the_beginning_of_a_file_does_no_harm() {
+    let authority = Authority::new("ours");
+    let issued = authority.issue(&[HOST]);
+    let marked = |text: &str| Pem::text(format!("\u{feff}{text}"));
+    let certificate = Certificate::new(marked(&issued.chain), marked(&issued.key));
+    let served = serve(&Tls::new(TlsConfig::new(certificate)).unwrap());
+    let mut client = served.client(authority.client());
+    assert_eq!(client.ask("hello"), "hello");
+    served.stop(client);
+}
+
+#[test]
+fn a_name_with_a_star_is_for_all_names_of_one_more_label_that_have_none_of_their_own() {
+    let authority = Authority::new("ours");
+    let [star, own] = [&["*.shop.test"][..], &["own.shop.test"]].map(|names| authority.issue(names));
+    let first = authority.issue(&["shop.test", "a.b.shop.test", "dotted.test"]);
+    let dotted = authority.issue(&["dotted.test"]);
+    let config = TlsConfig::new(first.certificate())
+        .name("*.Shop.test", star.certificate())
+        .name("own.shop.test", own.certificate())
+        .name("dotted.test.", dotted.certificate());
+    let served = serve(&Tls::new(config).unwrap());
+    let config = Arc::new(authority.client());
+    for (name, issued) in [
+        ("any.shop.test", &star),
+        ("ANY.shop.test", &star),
+        ("own.shop.test", &own),
+        ("shop.test", &first),
+        ("a.b.shop.test", &first),
+        ("dotted.test", &dotted),
+    ] {
+        let mut client = TlsClient::connect_to(served.addr(), Arc::clone(&config), name).unwrap();
+        assert_eq!(client.server_certificate(), issued.der, "{name}");
+    }
+    served.running.stop();
 }
 
 #[test]

@@ -166,6 +166,8 @@ pub enum SendFileError {
     NoFile,
     /// It is shorter than that.
     OutOfRange,
+    /// It holds something else than its length says, as the files of /proc and /sys do: read it, and send what it holds.
+    NoLength,
     /// The system would not say how long it is.
     Io(io::Error),
 }
@@ -177,6 +179,7 @@ impl fmt::Display for SendFileError {
             SendFileError::TooManyFiles => "too many files wait to be sent",
             SendFileError::NoFile => "it is no regular file",
             SendFileError::OutOfRange => "the file is shorter than that",
+            SendFileError::NoLength => "the file does not say how much it holds",
             SendFileError::Io(_) => "the length of the file cannot be read",
         })
     }

@@ -8,6 +8,13 @@ use super::address::Address;
 
 /// "PROXY TCP6 …\r\n" is no longer than this.
 const MAX_V1: usize = 107;
+const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN";
+/// Where version 2 has its version and command, and then its family and transport.
+const V2_COMMAND: usize = 12;
+const V2_LOCAL: u8 = 0x20;
+const V2_PROXY: u8 = 0x21;
+const V2_INET: u8 = 1;
+const V2_INET6: u8 = 2;
 /// Signature, version, family and length of version 2.
 const V2_START: usize = 16;
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -76,6 +83,10 @@ impl ProxyHeader {
     }
 
     fn read_v1(&self) -> Result<Proxied, BadHeader> {
+        // Whatever follows is to be ignored.
+        if self.bytes.ends_with(b"\r\n") && matches!(self.bytes.strip_prefix(V1_UNKNOWN), Some([b' ' | b'\r', ..])) {
+            return Ok(Proxied::Unknown);
+        }
         let header = v1::Header::try_from(&self.bytes[..]);
         let header = header.map_err(|_| BadHeader("a malformed header of version 1"))?;
         Ok(match header.addresses {
@@ -90,18 +101,21 @@ impl ProxyHeader {
     }
 
     fn read_v2(&self) -> Result<Proxied, BadHeader> {
+        // A check of the proxy's own, or a family that says nothing to us: whatever follows is to be ignored.
+        let (command, family) = (self.bytes[V2_COMMAND], self.bytes[V2_COMMAND + 1]);
+        if command == V2_LOCAL || command == V2_PROXY && !(V2_INET..=V2_INET6).contains(&(family >> 4)) {
+            return Ok(Proxied::Unknown);
+        }
         let header = v2::Header::try_from(&self.bytes[..]);
         let header = header.map_err(|_| BadHeader("a malformed header of version 2"))?;
-        Ok(match (header.command, header.addresses) {
-            // A check of the proxy's own.
-            (v2::Command::Local, _) => Proxied::Unknown,
-            (_, v2::Addresses::IPv4(a)) => {
+        Ok(match header.addresses {
+            v2::Addresses::IPv4(a) => {
                 from((a.source_address, a.source_port), (a.destination_address, a.destination_port))
             }
-            (_, v2::Addresses::IPv6(a)) => {
+            v2::Addresses::IPv6(a) => {
                 from((a.source_address, a.source_port), (a.destination_address, a.destination_port))
             }
-            (_, v2::Addresses::Unix(_) | v2::Addresses::Unspecified) => Proxied::Unknown,
+            v2::Addresses::Unix(_) | v2::Addresses::Unspecified => Proxied::Unknown,
         })
     }
 }
@@ -163,10 +177,21 @@ mod tests {
 
     #[test]
     fn a_proxy_that_does_not_know_says_so() {
-        assert_eq!(read(&[b"PROXY UNKNOWN\r\n"]).unwrap().0, Some(Proxied::Unknown));
-        let mut local = v2(0, &[]);
-        local[12] = 0x20;
-        assert_eq!(read(&[&local]).unwrap().0, Some(Proxied::Unknown));
+        let long = b"PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:f::1 65535 65535\r\n";
+        for unknown in [&b"PROXY UNKNOWN\r\n"[..], b"PROXY UNKNOWN 1 2 3 4 5\r\n", long] {
+            assert_eq!(read(&[unknown]).unwrap().0, Some(Proxied::Unknown));
+        }
+        assert!(read(&[b"PROXY UNKNOWNS\r\n"]).is_err());
+        // What is said of addresses does not count there: none, too little, of any family.
+        for (family, body) in [(0, &[][..]), (0x11, &[]), (0x21, &[1, 2, 3]), (0xF1, &[1; 40])] {
+            let mut local = v2(family, body);
+            local[12] = 0x20;
+            assert_eq!(read(&[&local, b"rest"]).unwrap(), (Some(Proxied::Unknown), b"rest".to_vec()));
+        }
+        // A family that means nothing here, and one that is no client's of ours.
+        for (family, body) in [(0x41, &[1; 20][..]), (0xF2, &[]), (0x31, &[0; 216]), (0, &[1, 2])] {
+            assert_eq!(read(&[&v2(family, body), b"rest"]).unwrap(), (Some(Proxied::Unknown), b"rest".to_vec()));
+        }
     }
 
     #[test]

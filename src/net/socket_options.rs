@@ -34,6 +34,8 @@ pub struct SocketOptions {
     send_buffer: Option<usize>,
 }
 
+/// Linux counts milliseconds in 31 bits.
+const LONGEST_USER_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
 /// What Linux takes, and likewise 127 probes.
 const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
 
@@ -125,7 +127,7 @@ impl SocketOptions {
     }
 
     /// How long sent bytes may stay unacknowledged before the kernel resets the connection: `TCP_USER_TIMEOUT`. Default:
-    /// the kernel's, some 15 minutes. Linux only. Swoole's `tcp_user_timeout`.
+    /// the kernel's, some 15 minutes. At most 24 days. Linux only. Swoole's `tcp_user_timeout`.
     pub fn user_timeout(mut self, time: Duration) -> Self {
         self.user_timeout = Some(time);
         self
@@ -229,6 +231,9 @@ impl SocketOptions {
         let in_bounds = |time: Duration| (second..=LONGEST_KEEPALIVE).contains(&time);
         match &self.keepalive {
             _ if self.backlog == 0 => Some("a backlog of 0"),
+            _ if self.user_timeout.is_some_and(|time| time > LONGEST_USER_TIMEOUT) => {
+                Some("a user_timeout is at most 24 days")
+            }
             Some(Keepalive { idle, interval, .. }) if !in_bounds(*idle) || !in_bounds(*interval) => {
                 Some("the times of a keepalive are from 1 s to 32,767 s")
             }

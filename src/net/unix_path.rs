@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -24,6 +25,7 @@ pub(crate) struct UnixOptions {
 
 /// The file, removed when this is dropped if it is still the one that was made.
 pub(crate) struct UnixPath {
+    /// Absolute, since the program may change its directory.
     path: PathBuf,
     /// Device and inode.
     file: (u64, u64),
@@ -37,21 +39,29 @@ pub(super) struct DirectoryLock {
 impl UnixPath {
     /// Binds `socket` to the path. A socket file that is there is taken over if nobody listens on it; anything else that
     /// is there is an error. Blocks while another server does the same in that directory, for a second at most.
-    pub(super) fn bind(socket: &Socket, options: &UnixOptions) -> io::Result<(UnixPath, DirectoryLock)> {
+    pub(super) fn bind(socket: &Socket, options: &UnixOptions) -> io::Result<(UnixPath, Option<DirectoryLock>)> {
         let path = &options.path;
+        if path.as_os_str().as_bytes().starts_with(b"\0") {
+            let why = "abstract names are not supported, since anybody may take and use them";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let lock = DirectoryLock::of(path)?;
         let addr = SockAddr::unix(path)?;
         // On Linux the file begins with no more than this, so there is no moment at which others may connect.
         fchmod(socket, Mode::from_raw_mode(options.mode))?;
         match socket.bind(&addr) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if lock.is_none() {
+                    let why = "something is there, which is not taken over where its directory may not be read";
+                    return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+                }
                 remove_stale(path, &addr)?;
                 socket.bind(&addr)?;
             }
             bound => bound?,
         }
         let metadata = fs::symlink_metadata(path)?;
-        let bound = UnixPath { path: path.clone(), file: (metadata.dev(), metadata.ino()) };
+        let bound = UnixPath { path: std::path::absolute(path)?, file: (metadata.dev(), metadata.ino()) };
         let (user, group) = options.owner;
         if user.is_some() || group.is_some() {
             lchown(path, user, group)?;
@@ -73,18 +83,22 @@ impl Drop for UnixPath {
 }
 
 impl DirectoryLock {
-    fn of(path: &Path) -> io::Result<DirectoryLock> {
+    /// `None` where the directory may be written to but not read: nobody takes over anything there.
+    fn of(path: &Path) -> io::Result<Option<DirectoryLock>> {
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let directory = File::open(directory)?;
+        let directory = match File::open(directory) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            directory => directory?,
+        };
         let until = Instant::now() + LOCKED_FOR;
         // Whoever may read the directory can lock it, and may never give that up; a wait with an end has to look again
         // and again.
         loop {
             match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(DirectoryLock { _directory: directory }),
+                Ok(()) => return Ok(Some(DirectoryLock { _directory: directory })),
                 Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => thread::sleep(LOCKED_FOR / 100),
                 Err(Errno::WOULDBLOCK) => {
                     let why = "another process keeps its directory locked";

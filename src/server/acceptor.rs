@@ -138,6 +138,7 @@ impl Acceptor {
 
     /// Blocks until a place is free.
     fn wait_for_place(&self) {
+        self.entrance.say_full();
         self.sleep_until(|| self.core.places.has_place(), None);
     }
 

@@ -87,6 +87,17 @@ impl Entrance {
         }
     }
 
+    /// There is no place for the next client.
+    pub(super) fn say_full(&self) {
+        if let Some(held_back) = self.log.permit() {
+            let (name, most) = (&self.listener.settings.name, self.core.places.max_connections());
+            log::warn!(
+                "{name}: all {most} connections that there may be (max_connections) are open; who comes now waits \
+                 ({held_back} more since the last line)"
+            );
+        }
+    }
+
     pub(super) fn warn(&self, what: &str, error: &io::Error) {
         if let Some(held_back) = self.log.permit() {
             log::warn!("{}: {what}: {error} ({held_back} more since the last line)", self.listener.settings.name);

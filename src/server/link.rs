@@ -1,8 +1,9 @@
 //! A connection without its session.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -314,6 +315,9 @@ pub(super) fn file_part(
     if !metadata.is_file() {
         return Err(SendFileError::NoFile);
     }
+    if has_false_length(&file, &metadata) {
+        return Err(SendFileError::NoLength);
+    }
     let rest = metadata.len().checked_sub(offset).ok_or(SendFileError::OutOfRange)?;
     match len.unwrap_or(rest) {
         0 => Ok(None),
@@ -323,6 +327,14 @@ pub(super) fn file_part(
         }
         _ => Err(SendFileError::OutOfRange),
     }
+}
+
+/// Files of the kernel's own hold something else than their length says: those of /proc claim to be empty, those of
+/// /sys to be a page long. Where nothing of a file is on a disk, its last byte tells, or the first if there is none.
+fn has_false_length(file: &File, metadata: &Metadata) -> bool {
+    let (len, mut byte) = (metadata.len(), [0]);
+    let has_last = metadata.blocks() == 0 && file.read_at(&mut byte, len.saturating_sub(1)).is_ok_and(|n| n > 0);
+    metadata.blocks() == 0 && has_last != (len > 0)
 }
 
 impl BeforeWait for Wire {

@@ -12,7 +12,7 @@ use socket2::Socket;
 use super::admission::Admission;
 use super::limits::Limits;
 use super::proxy::ProxyProtocol;
-use crate::config::ListenerConfig;
+use crate::config::{ListenerConfig, Unworkable};
 use crate::error::BindError;
 #[cfg(feature = "tls")]
 use crate::net::Tls;
@@ -187,6 +187,16 @@ impl Listener {
         config.check()?;
         let ListenerConfig { framing, limits, socket_options: options } = config;
         let proxies = self.proxy.map(ProxyProtocol::networks).transpose()?;
+        let is_unix = match &self.at {
+            At::Unix(_) => true,
+            At::Open(socket) => socket.local_addr().is_ok_and(|address| address.is_unix()),
+            At::Tcp(_) => false,
+        };
+        if proxies.is_some() && is_unix {
+            return Err(
+                Unworkable::new("proxy_protocol", "clients of a Unix socket have no address to be believed").into()
+            );
+        }
         let socket = match self.at {
             At::Tcp(addresses) => addresses.first(|address| ListenSocket::tcp(address, &options))?,
             At::Unix(unix) => ListenSocket::unix(&unix, &options).map_err(|source| BindError::Listen {

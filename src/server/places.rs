@@ -40,6 +40,10 @@ impl Places {
         }
     }
 
+    pub(super) fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
     /// Whether there is a place to be taken.
     pub(super) fn has_place(&self) -> bool {
         self.taken.load(Ordering::Acquire) < self.max_connections

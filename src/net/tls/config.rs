@@ -11,13 +11,17 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 
 use super::session::Session;
+
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+/// How one in PKCS#8 begins, and what one in PKCS#1 or SEC1 says of itself.
+const ENCRYPTED_KEYS: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"];
 
 /// Certificates or a key in PEM, in a file or in memory.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,6 +48,8 @@ impl Pem {
             Pem::File(path) => fs::read(path).map_err(|source| TlsError::Read { path: path.clone(), source }),
             Pem::Text(text) => Ok(text.clone()),
         }
+        // Editors on Windows begin a file with a mark that says how it is encoded.
+        .map(|text| text.strip_prefix(BYTE_ORDER_MARK).map(<[u8]>::to_vec).unwrap_or(text))
     }
 
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -57,7 +63,14 @@ impl Pem {
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
-        PrivateKeyDer::from_pem_slice(&self.read()?).map_err(|error| TlsError::Unusable(format!("{self:?}: {error}")))
+        let text = self.read()?;
+        PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
+            let is_encrypted = ENCRYPTED_KEYS.iter().any(|mark| memchr::memmem::find(&text, mark).is_some());
+            TlsError::Unusable(match is_encrypted {
+                true => format!("{self:?}: the key is encrypted, which is not supported: decrypt it first"),
+                false => format!("{self:?}: no private key: {error}"),
+            })
+        })
     }
 }
 
@@ -139,9 +152,10 @@ impl TlsConfig {
         TlsConfig { certificate, names: Vec::new(), clients: Clients::Anonymous, alpn: Vec::new() }
     }
 
-    /// The certificate for clients that ask for this name (SNI).
+    /// The certificate for clients that ask for this name (SNI), or with `*.example.org` for any name that has one label
+    /// in place of the star; a name itself goes before that. What is no name of a host is an error of [`Tls::new`].
     pub fn name(mut self, name: impl Into<String>, certificate: Certificate) -> Self {
-        self.names.push((name.into().to_ascii_lowercase(), certificate));
+        self.names.push((name.into(), certificate));
         self
     }
 
@@ -168,7 +182,7 @@ impl TlsConfig {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut names = HashMap::new();
         for (name, certificate) in &self.names {
-            names.insert(name.clone(), certificate.certified_key(&provider)?);
+            names.insert(host_name(name)?, certificate.certified_key(&provider)?);
         }
         let resolver = ByName { names, otherwise: self.certificate.certified_key(&provider)? };
         let versions = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
@@ -208,8 +222,24 @@ struct ByName {
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let own = hello.server_name().and_then(|name| self.names.get(&name.to_ascii_lowercase()));
+        let own = hello.server_name().and_then(|name| self.find(&name.to_ascii_lowercase()));
         Some(Arc::clone(own.unwrap_or(&self.otherwise)))
+    }
+}
+
+impl ByName {
+    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let of_all = || self.names.get(&format!("*.{}", name.split_once('.')?.1));
+        self.names.get(name).or_else(of_all)
+    }
+}
+
+/// As clients ask for it: in lower case, and without the dot of the root.
+fn host_name(name: &str) -> Result<String, TlsError> {
+    let asked = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    match DnsName::try_from(asked.strip_prefix("*.").unwrap_or(&asked)) {
+        Ok(_) => Ok(asked),
+        Err(_) => Err(TlsError::Unusable(format!("{name:?} is no name of a host that a client could ask for"))),
     }
 }
 
