@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use backroom::{Framing, Limits, Retry, Server, TaskOptions, WhenQueueFull};
+use backroom::{Framing, Limits, Retry, Server, TaskOptions, Timeout, WhenQueueFull};
 use board::{Board, Report, to_json};
 use clap::Parser;
 use common::say;
@@ -85,6 +85,9 @@ struct Options {
     /// most else, and an hour for all of it
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     hurry: u32,
+    /// How long a request may take to come
+    #[arg(long, default_value_t = 30_000)]
+    request_ms: u64,
     /// So much longer each mail takes, to see how they wait
     #[arg(long, default_value_t = 0)]
     slow_ms: u64,
@@ -153,6 +156,7 @@ fn build(options: Options, delivery: &Delivery) -> anyhow::Result<Server> {
     let site = Arc::new(Site { board: Arc::clone(&delivery.board), from, hosts: options.host, options: task_options });
     let delivery = delivery.clone();
     let (observer, opened) = (Arc::clone(&delivery.board), Arc::clone(&delivery.board));
+    let limits = Limits::new().max_frame(http::MAX_FRAME).idle_timeout(Duration::from_secs(60));
     let server = Server::builder()
         .session(move |_peer| Browser { site: Arc::clone(&site), head: Vec::new() })
         .task_worker(move |_index| delivery.postman())
@@ -165,8 +169,9 @@ fn build(options: Options, delivery: &Delivery) -> anyhow::Result<Server> {
         .queue_capacity(options.queue)
         .when_queue_full(WhenQueueFull::Refuse)
         .framing(Framing::decoder(Http::default))
-        .limits(Limits::new().max_frame(http::MAX_FRAME).idle_timeout(Duration::from_secs(60)))
+        .limits(limits.frame_timeout(Duration::from_millis(options.request_ms)))
         .on_receive(receive)
+        .on_timeout(say_what_took_too_long)
         .on_task(|cx, mail: Mail| {
             let (postman, task) = cx.parts();
             postman.attempt(&mail, task.attempt(), task.is_last_attempt())
@@ -182,6 +187,14 @@ fn tell(Report { accepted, sent, unknown, left }: Report) -> ExitCode {
     let unknown = if unknown > 0 { format!(", {unknown} not known") } else { String::new() };
     say!("shutdown: {accepted} mails accepted, {sent} sent, {not} not{unknown}");
     if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Of a request that has begun the client is told why it is not answered.
+fn say_what_took_too_long(conn: &mut Connection, timeout: Timeout) -> anyhow::Result<()> {
+    match timeout {
+        Timeout::Frame => answer(conn, Response::error(Status::RequestTimeout).closing(), false),
+        _ => Ok(()),
+    }
 }
 
 fn receive(conn: &mut Connection, frame: &[u8]) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! HTTP as a client sees it, well-behaved or not.
 
 use std::thread;
+use std::time::Duration;
 
 use super::site::{Browser, Events, Site, posted};
 use crate::common::eventually;
@@ -390,4 +391,30 @@ fn many_who_read_nothing_of_the_events_or_send_half_a_request_hold_nobody_up() {
     events.states_of(200, "sent");
     eventually("all mails are there", || site.mails_in_folder().len() == 200);
     drop((deaf, half));
+}
+
+#[test]
+fn a_request_that_does_not_come_to_its_end_is_told_so() {
+    let site = Site::open(test_name!(), &["--request-ms", "200"]);
+    let mut browser = site.browser();
+    browser.send("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\nto=");
+    let answer = browser.answer();
+    assert_eq!((answer.status, answer.headers.get("connection")), (408, Some("close")));
+    assert_eq!(browser.rest(), "");
+    // Where none has begun there is nothing to be said.
+    let mut watcher = site.events();
+    watcher.next();
+}
+
+#[test]
+fn an_upload_that_is_too_large_reads_so_though_it_pauses() {
+    let site = Site::open(test_name!(), &[]);
+    let mut browser = site.browser();
+    browser.send("POST /mails HTTP/1.1\r\nHost: here\r\nContent-Length: 600000\r\n\r\n");
+    // The pauses are what is tested.
+    for _ in 0..4 {
+        thread::sleep(Duration::from_millis(400));
+        browser.send("x".repeat(100_000));
+    }
+    assert_eq!(browser.answer().status, 413);
 }
