@@ -1673,3 +1673,22 @@ fn a_stopped_repetition_lets_go_of_its_closure_at_once() {
     drop(submitter);
     assert_eq!(Arc::strong_count(&held), 1, "and so does one whose submitter is gone");
 }
+
+#[test]
+fn who_waits_with_nothing_in_flight_waits_no_longer_than_until_the_pool_ends() {
+    let shared = Mutex::new(Some(TaskPool::builder().on_task(|_, ()| Ok(())).build().unwrap()));
+    let mut late = shared.lock().as_ref().unwrap().submitter();
+    let (sender, waits) = events();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let mut submitter = shared.lock().as_ref().unwrap().submitter();
+            sender.send(()).unwrap();
+            submitter.run_finished_for(Duration::MAX)
+        });
+        waits.next();
+        // It waits, or is about to.
+        shared.lock().take().unwrap().shutdown(PATIENCE);
+        assert_eq!(waiting.join().unwrap(), 0);
+    });
+    assert_eq!(late.run_finished_for(Duration::MAX), 0);
+}

@@ -83,7 +83,7 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
 
     /// Waits until something comes, but no longer than `timeout`, and does what [`run_finished`](Self::run_finished)
     /// does. 0 only after `timeout`, or where it does not wait: in a finish closure, and in a task of the same pool.
-    /// With nothing in flight it waits as well, for a [repetition](Self::task_every), say.
+    /// With nothing in flight it waits as well, for a [repetition](Self::task_every), say, until the pool ends.
     pub fn run_finished_for(&mut self, timeout: Duration) -> usize {
         let run = self.run_finished();
         if run > 0 || timeout.is_zero() || self.is_running || !self.port.may_wait() {
@@ -99,7 +99,7 @@ impl<T: Send + 'static, R: Send + 'static> Submitter<T, R> {
             }
             // What comes may be held back, until its turn in the order of results has come.
             now = Instant::now();
-            if now >= end {
+            if now >= end || self.port.is_over() {
                 return 0;
             }
         }

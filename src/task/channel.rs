@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Select, Sender, unbounded};
 
 /// A message of more bytes is large.
 const SMALL: usize = 2048;
@@ -53,6 +53,15 @@ impl<X> Channel<X> {
         }
     }
 
+    /// The same, but no longer than until `end`, which is at its end once its sender is gone.
+    pub(super) fn recv_before(&self, end: &Receiver<()>, deadline: Instant) -> Option<X> {
+        match self {
+            Channel::Small(_, receiver) => wait_for_either(receiver, end, deadline),
+            Channel::Large(_, receiver) => wait_for_either(receiver, end, deadline),
+        }
+        self.try_recv()
+    }
+
     #[inline]
     pub(super) fn len(&self) -> usize {
         match self {
@@ -68,6 +77,13 @@ impl<X> Channel<X> {
             Channel::Large(_, receiver) => receiver.is_empty(),
         }
     }
+}
+
+fn wait_for_either<Y>(receiver: &Receiver<Y>, end: &Receiver<()>, deadline: Instant) {
+    let mut select = Select::new();
+    select.recv(receiver);
+    select.recv(end);
+    let _ = select.ready_deadline(deadline);
 }
 
 fn recv_by<Y>(receiver: &Receiver<Y>, deadline: Option<Instant>) -> Option<Y> {

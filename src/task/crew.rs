@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
 pub(super) use started::{Ending, Started, in_time};
@@ -31,6 +32,9 @@ pub(super) struct Crew<R> {
     pub(super) idle: Idle,
     /// What is delayed is cancelled, and tasks may submit no more.
     draining: AtomicBool,
+    /// Dropped then, which those hear who wait at `drained`.
+    drains: Mutex<Option<Sender<()>>>,
+    drained: Receiver<()>,
     /// The loops are to end once nothing is pending.
     ending: AtomicBool,
     /// Nothing is waited for any more: a task that has not started is given up.
@@ -58,8 +62,11 @@ impl<R> Crew<R> {
         owner: Arc<dyn Wake>,
         observer: MaybeObserver,
     ) -> Crew<R> {
+        let (drains, drained) = bounded(0);
         Crew {
             threads,
+            drains: Mutex::new(Some(drains)),
+            drained,
             slots: (0..workers).map(|_| Slot::new()).collect(),
             later: Mutex::new(TakenReplies::new(books.open())),
             idle: Idle::new(workers),
@@ -122,6 +129,12 @@ impl<R> Crew<R> {
 
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        drop(self.drains.lock().take());
+    }
+
+    /// At its end once the crew drains.
+    pub(super) fn drained(&self) -> &Receiver<()> {
+        &self.drained
     }
 
     pub(super) fn is_expired(&self) -> bool {

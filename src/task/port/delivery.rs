@@ -26,8 +26,13 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         self.in_flight() + self.address.results()
     }
 
-    /// Blocks until a message is here, a deadline of a task in flight has come, or it is `end`. Call it when there is
-    /// none.
+    /// Whether nothing can come any more: nothing is in flight, and the pool has begun to end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.in_flight() == 0 && self.room.crew.is_draining() && !self.has_message()
+    }
+
+    /// Blocks until a message is here, a deadline of a task in flight has come, nothing can come any more, or it is `end`.
+    /// Call it when there is none.
     pub(crate) fn wait_for_message(&mut self, now: Instant, end: Instant) {
         let until = self.next_deadline().map_or(end, |deadline| deadline.min(end));
         let (messages, queue) = (self.address.messages(), &self.room.queue);
@@ -38,7 +43,13 @@ impl<T: Send + 'static, R: Send + 'static, C> Port<T, R, C> {
         };
         let time = until.saturating_duration_since(now).min(Patience::HOT);
         if self.patience.wait(usize::MAX, time, is_here).is_none() {
-            if let Some(message) = self.address.messages().recv_by(Some(until)) {
+            let messages = self.address.messages();
+            let message = match self.in_flight() {
+                // Only a repetition could bring something, and none does once the pool has begun to end.
+                0 => messages.recv_before(self.room.crew.drained(), until),
+                _ => messages.recv_by(Some(until)),
+            };
+            if let Some(message) = message {
                 self.put_aside(message);
             }
         }
