@@ -427,7 +427,7 @@ fn activate(test: &str, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>, p
         format!("{moved}; export LISTEN_FDS=2 LISTEN_PID={pid} LISTEN_FDNAMES='unknown:the second'; exec \"$@\"");
     let mut shell = Command::new("sh");
     shell.args(["-c", &script, "sh"]).arg(std::env::current_exe().unwrap());
-    let mut command = common::as_child(shell, test);
+    let mut command = as_child(shell, test);
     command.stdin(first.into()).stdout(second.into()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -446,7 +446,7 @@ fn serve_inherited(count: usize) {
 
 #[test]
 fn sockets_that_a_supervisor_has_opened_are_inherited_in_their_order() {
-    if common::is_child() {
+    if is_child() {
         return serve_inherited(2);
     }
     let directory = TempDir::new(test_name!());
@@ -461,7 +461,7 @@ fn sockets_that_a_supervisor_has_opened_are_inherited_in_their_order() {
 
 #[test]
 fn inherited_udp_sockets_serve_too_and_listeners_have_the_names_they_were_given() {
-    if common::is_child() {
+    if is_child() {
         let Inherited { listeners, udp, .. } = Inherited::take().unwrap();
         assert_eq!((listeners.len(), udp.len()), (1, 1));
         let all = |builder| listeners.into_iter().fold(builder, Builder::listen);
@@ -484,7 +484,7 @@ fn inherited_udp_sockets_serve_too_and_listeners_have_the_names_they_were_given(
 
 #[test]
 fn an_inherited_descriptor_that_is_no_socket_is_an_error() {
-    if common::is_child() {
+    if is_child() {
         assert!(Inherited::take().is_err());
         return;
     }
@@ -494,7 +494,7 @@ fn an_inherited_descriptor_that_is_no_socket_is_an_error() {
 
 #[test]
 fn sockets_that_were_meant_for_another_process_are_not_inherited() {
-    if common::is_child() {
+    if is_child() {
         return assert!(Inherited::take().unwrap().listeners.is_empty());
     }
     let listen = || TcpListener::bind("127.0.0.1:0").unwrap();

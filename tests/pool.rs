@@ -367,10 +367,12 @@ fn a_repeated_task_times_out_at_its_deadline_while_the_task_workers_are_busy() {
     submitter.task(Some(gate.clone())).unwrap();
     let soon = TaskOptions::new().deadline(Duration::from_millis(5));
     let repetition = submitter.with(soon).task_every(Duration::from_millis(1), || None).unwrap();
-    while outcomes.lock().len() < 10 {
-        assert_ne!(submitter.run_finished_for(PATIENCE), 0, "{:?}", outcomes.lock());
+    while outcomes.lock().is_empty() {
+        assert_ne!(submitter.run_finished_for(PATIENCE), 0);
     }
-    assert!(outcomes.lock().iter().all(|kind| *kind == OutcomeKind::TimedOut));
+    assert_eq!(*outcomes.lock(), [OutcomeKind::TimedOut]);
+    // It still lies in the queue, and no other comes on top of it.
+    assert_eq!(submitter.run_finished_for(Duration::from_millis(50)), 0);
     repetition.stop();
     gate.open();
     finish_all(&mut submitter);
@@ -1691,4 +1693,31 @@ fn who_waits_with_nothing_in_flight_waits_no_longer_than_until_the_pool_ends() {
         assert_eq!(waiting.join().unwrap(), 0);
     });
     assert_eq!(late.run_finished_for(Duration::MAX), 0);
+}
+
+#[test]
+fn the_tasks_of_a_repetition_do_not_overlap_however_long_they_take() {
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now, peak) = (Arc::clone(&running), Arc::clone(&most));
+    let pool = TaskPool::builder()
+        .task_worker_num(4)
+        .on_task(move |_, ()| {
+            peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(10));
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        })
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    let repetition = submitter.task_every(Duration::from_millis(1), || ()).unwrap();
+    let mut heard = 0;
+    while heard < 5 {
+        heard += submitter.run_finished_for(PATIENCE);
+        assert!(submitter.tasks_in_flight() <= 1);
+    }
+    repetition.stop();
+    finish_all(&mut submitter);
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+    assert_balanced(&pool.shutdown(PATIENCE).tasks);
 }

@@ -259,7 +259,7 @@ impl<T: Send + 'static, R: Send + 'static, O> TaskInfo<T, R, O> {
             return Err(TryTaskError::new(TaskError::ShuttingDown, data));
         };
         let id = TaskId { submitter: self.number, sequence: self.sequence.get() + 1 };
-        let further = Further { id, reply_to, one_way };
+        let further = Further { id, reply_to, one_way, turn: None };
         let mut job = Some(Job::OnTask(data));
         if let Err(reason) = self.room.accept_further(further, &mut job, options, &self.ledger) {
             return Err(TryTaskError::new(reason, Job::payload_of(job)));

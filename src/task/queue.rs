@@ -1,7 +1,7 @@
 //! Where tasks wait: the only place that knows it is crossbeam channels in memory.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::lane::{Lane, Waits};
@@ -59,6 +59,8 @@ pub(super) struct Extra<T> {
     pub(super) last_error: Option<anyhow::Error>,
     /// Where to wait for the next attempt.
     pub(super) place: Place,
+    /// Held until it has ended: a repetition has one of them at a time.
+    pub(super) turn: Option<Arc<()>>,
 }
 
 /// Where a task waits.

@@ -72,6 +72,8 @@ pub(super) struct Repeating<T, R> {
     options: TaskOptions<T>,
     reply_to: Arc<ReplyAddress<R>>,
     stopped: Arc<AtomicBool>,
+    /// Its last task has this too, until it has ended.
+    turn: Arc<()>,
 }
 
 impl<T, R> Repeating<T, R> {
@@ -86,7 +88,7 @@ impl<T, R> Repeating<T, R> {
         let stopped = Arc::new(AtomicBool::new(false));
         let handle = Repetition { number, stopped: Arc::clone(&stopped), keeper };
         let period = period.max(SHORTEST);
-        (Repeating { number, sequence: 0, period, make, options, reply_to, stopped }, handle)
+        (Repeating { number, sequence: 0, period, make, options, reply_to, stopped, turn: Arc::new(()) }, handle)
     }
 
     pub(super) fn id(&self) -> TaskId {
@@ -114,12 +116,13 @@ impl<T, R> Repeating<T, R> {
 }
 
 impl<T: Send + 'static, R: Send + 'static> Repeating<T, R> {
-    /// Submits the next task, unless too many wait already. False if that was the end.
+    /// Submits the next task, unless the one before has not ended, or too many wait already. False if that was the end.
     pub(super) fn fire(&mut self, room: &Arc<Room<T, R>>, ledger: &Ledger) -> bool {
         if self.is_over() {
             return false;
         }
-        if room.queue.is_full_at(room.queue.len()) || self.reply_to.has_many_foreign() {
+        let overlaps = Arc::strong_count(&self.turn) > 1;
+        if overlaps || room.queue.is_full_at(room.queue.len()) || self.reply_to.has_many_foreign() {
             return true;
         }
         match catch(&mut self.make) {
@@ -141,7 +144,12 @@ impl<T: Send + 'static, R: Send + 'static> Repeating<T, R> {
 
     fn submit(&mut self, payload: T, room: &Arc<Room<T, R>>, ledger: &Ledger) {
         let ids = TaskId { submitter: self.number, sequence: self.sequence + 1 };
-        let further = Further { id: ids, reply_to: Arc::clone(&self.reply_to), one_way: false };
+        let further = Further {
+            id: ids,
+            reply_to: Arc::clone(&self.reply_to),
+            one_way: false,
+            turn: Some(Arc::clone(&self.turn)),
+        };
         let mut job = Some(Job::OnTask(payload));
         // Refused only where others were faster, or a shutdown was: then this firing is left out.
         match room.accept_further(further, &mut job, Some(&self.options), ledger) {

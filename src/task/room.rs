@@ -32,6 +32,8 @@ pub(super) struct Further<R> {
     pub(super) reply_to: Arc<ReplyAddress<R>>,
     /// The submitter is not to hear of it.
     pub(super) one_way: bool,
+    /// Of a repetition.
+    pub(super) turn: Option<Arc<()>>,
 }
 
 /// Never reset, so that no two submitters of a process share a number.
@@ -58,6 +60,14 @@ impl<T> Settled<T> {
     }
 }
 
+impl<T> Settled<T> {
+    fn hold(&mut self, turn: Arc<()>) {
+        let place = self.place;
+        let plain = || Box::new(Extra { deadline: None, attempt: 1, retry: None, last_error: None, place, turn: None });
+        self.extra.get_or_insert_with(plain).turn = Some(turn);
+    }
+}
+
 impl<T> Default for Settled<T> {
     fn default() -> Self {
         Settled { extra: None, place: Place::default(), due: None }
@@ -74,7 +84,7 @@ impl<T> TaskOptions<T> {
             return Settled { extra: None, place, due };
         }
         let deadline = deadline.and_then(|deadline| now.checked_add(deadline));
-        let extra = Extra { deadline, attempt: 1, retry: retry.clone(), last_error: None, place };
+        let extra = Extra { deadline, attempt: 1, retry: retry.clone(), last_error: None, place, turn: None };
         Settled { extra: Some(Box::new(extra)), place, due }
     }
 }
@@ -163,12 +173,13 @@ impl<T: Send + 'static, R: Send + 'static> Room<T, R> {
         options: Option<&TaskOptions<T>>,
         ledger: &Ledger,
     ) -> Result<(), TaskError> {
-        let Further { id, reply_to, one_way } = further;
+        let Further { id, reply_to, one_way, turn } = further;
         if !one_way && !reply_to.expect_foreign() {
             return Err(TaskError::TooManyInFlight);
         }
         let now = Instant::now();
-        let settled = options.map(|options| options.settle(now, self.crew.size())).unwrap_or_default();
+        let mut settled = options.map(|options| options.settle(now, self.crew.size())).unwrap_or_default();
+        turn.into_iter().for_each(|turn| settled.hold(turn));
         let ticket = Ticket { id, queued_at: Stamp::from(now), reply_to: Arc::clone(&reply_to), one_way };
         let has_deadline = settled.deadline().is_some();
         let accepted = self.accept(job, ticket, settled, true, ledger);

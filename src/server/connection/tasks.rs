@@ -218,7 +218,8 @@ impl<T: Send + 'static, R: Send + 'static, S> Connection<T, R, S> {
     /// connection closes or a shutdown begins; each has a payload that `make` makes, on the timer's thread, so it
     /// should be quick. Outcomes come to `on_finish`.
     ///
-    /// A firing is left out while as many tasks wait as `queue_capacity` allows, or half as many and others wait for
+    /// A firing is left out while the task of the one before has not ended (one that is to be finished later has, once it
+    /// has returned), so they never pile up; and while as many tasks wait as `queue_capacity` allows, or half as many and others wait for
     /// room, and while this connection has four times `max_tasks_in_flight` of such outcomes to hear of; firings that
     /// were missed are left out too. A period below 1 ms is taken for 1 ms. If `make` panics, that is the end of it.
     /// The ids are [the repetition's own](Repetition::number). An error at four times `max_tasks_in_flight`
