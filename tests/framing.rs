@@ -469,3 +469,57 @@ print("all came back")
     assert_eq!(echo.closed.next().0, format!("FrameTooLong({})", 256 * 1024));
     echo.running.stop_within(PATIENCE);
 }
+
+/// What is received of a client that sends this and closes, and whether something of it was dropped.
+fn received(framing: Framing, sent: &[u8], reset: bool) -> (Vec<String>, u64) {
+    let (tell, told) = events();
+    let (close, closed) = events();
+    let server = Server::builder::<(), ()>()
+        .framing(framing)
+        .limits(Limits::new().max_frame(8))
+        .on_receive(move |_, frame| Ok(tell.send(String::from_utf8_lossy(frame).into_owned())?))
+        .on_task(|_, ()| Ok(()))
+        .on_close(move |_, _| Ok(close.send(())?))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    client.send(sent);
+    if reset {
+        eventually("it is here", || server.handle.stats().traffic.bytes_received == sent.len() as u64);
+        client.reset();
+    } else {
+        drop(client);
+    }
+    closed.next();
+    let unfinished = server.handle.stats().closed.unfinished;
+    server.stop();
+    (told.all_so_far(), unfinished)
+}
+
+#[test]
+fn what_a_client_leaves_unfinished_is_dropped_and_counted_or_is_a_frame_where_that_is_wanted() {
+    let lines = || Framing::lines().unfinished_too();
+    let two = || Framing::delimiter(b"\r\n").unfinished_too();
+    let of = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
+    for (framing, sent, expected, dropped) in [
+        (Framing::lines(), "one\ntwo", &["one"][..], 1),
+        (Framing::lines(), "one\n", &["one"], 0),
+        (lines(), "one\ntwo", &["one", "two"], 0),
+        (lines(), "one\n", &["one"], 0),
+        (lines(), "", &[], 0),
+        (two(), "one\r\ntwo\r", &["one", "two\r"], 0),
+        (Framing::fixed(2), "abc", &["ab"], 1),
+    ] {
+        assert_eq!(received(framing, sent.as_bytes(), false), (of(expected), dropped), "{sent:?}");
+    }
+    // A reset is no end, and what is too long is none either.
+    assert_eq!(received(lines(), b"one\ntwo", true).0, of(&["one"]));
+    assert_eq!(received(two(), b"12345678\r", false).0, of(&[]));
+    let server = Server::builder::<(), ()>()
+        .framing(Framing::fixed(2).unfinished_too())
+        .on_receive(|_, _| Ok(()))
+        .on_task(|_, ()| Ok(()))
+        .bind("127.0.0.1:0");
+    assert!(server.err().unwrap().to_string().starts_with("framing: only what ends with a delimiter"));
+}

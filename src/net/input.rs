@@ -22,6 +22,8 @@ pub(crate) struct Input {
     uncut: bool,
     /// The last read filled the buffer: more was probably there.
     filled: bool,
+    /// Nothing more comes, and what is left is a frame too.
+    takes_rest: bool,
     /// How long the rest of the unfinished frame has been waited for.
     awaited: Duration,
 }
@@ -36,6 +38,7 @@ impl Input {
             end: 0,
             uncut: false,
             filled: false,
+            takes_rest: false,
             awaited: Duration::ZERO,
         }
     }
@@ -62,7 +65,12 @@ impl Input {
     /// The next whole frame, if one is here.
     #[inline]
     pub(crate) fn next_frame(&mut self) -> Result<Option<&[u8]>, FrameError> {
-        match self.framer.cut(&self.buffer[self.start..self.end])? {
+        let input = &self.buffer[self.start..self.end];
+        let cut = match self.framer.cut(input)? {
+            None if self.takes_rest => self.framer.cut_rest(input)?,
+            cut => cut,
+        };
+        match cut {
             Some(cut) => {
                 let from = self.start;
                 self.start += cut.taken;
@@ -75,6 +83,17 @@ impl Input {
                 Ok(None)
             }
         }
+    }
+
+    /// Nothing more comes; whether the client has ended in good order.
+    pub(crate) fn end(&mut self, in_order: bool) {
+        self.takes_rest = in_order && self.framer.takes_rest();
+        self.uncut |= self.takes_rest && self.start < self.end;
+    }
+
+    /// How many bytes there are of a frame that is not whole.
+    pub(crate) fn unfinished(&self) -> usize {
+        if self.uncut { 0 } else { self.end - self.start }
     }
 
     /// A whole frame may be here without another read.

@@ -13,7 +13,7 @@ use super::buffered::BufferedByAll;
 use super::close_reason::CloseReason;
 use super::connection_info::{ConnectionId, ConnectionInfo};
 use super::mailbox::Mailbox;
-use super::stats::{ClosedStats, RefusedStats, Traffic};
+use super::stats::{ClosedBeside, ClosedStats, RefusedStats, Traffic};
 use super::tally::Tally;
 use crate::error::SendError;
 use crate::net::{Address, FileBudget, FilePart, Piece, SharedBytes, Waker};
@@ -264,11 +264,8 @@ impl Registered {
         }
     }
 
-    /// `is_short`: its client did not get all that it was sent.
-    pub(super) fn count_closed(&self, reason: &CloseReason, is_short: bool) {
-        let mut entries = self.registry.entries.lock();
-        entries.closed.count(reason);
-        entries.closed.undelivered += u64::from(is_short);
+    pub(super) fn count_closed(&self, reason: &CloseReason, beside: ClosedBeside) {
+        self.registry.entries.lock().closed.count(reason, beside);
     }
 }
 

@@ -101,10 +101,21 @@ pub struct ClosedStats {
     /// Of all these, connections whose client did not get all that it was sent: [`CloseReason::Io`] and
     /// [`Timeout::Write`] for the most part.
     pub undelivered: u64,
+    /// Of all these, connections whose client ended in the middle of a frame, which was dropped.
+    pub unfinished: u64,
+}
+
+/// What is counted of a connection that has closed, whatever the reason.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ClosedBeside {
+    pub(super) undelivered: bool,
+    pub(super) unfinished: bool,
 }
 
 impl ClosedStats {
-    pub(super) fn count(&mut self, reason: &CloseReason) {
+    pub(super) fn count(&mut self, reason: &CloseReason, beside: ClosedBeside) {
+        self.undelivered += u64::from(beside.undelivered);
+        self.unfinished += u64::from(beside.unfinished);
         let counter = match reason {
             CloseReason::Client => &mut self.client,
             CloseReason::Server => &mut self.server,
@@ -156,6 +167,7 @@ impl ClosedStats {
             overloaded,
             io,
             undelivered: _,
+            unfinished: _,
         } = self;
         let by_somebody = client + server + aborted + shutdown + callback_failed + panicked;
         let by_time = handshake_timeout + frame_timeout + write_timeout + idle_timeout + silence_timeout + lifetime;

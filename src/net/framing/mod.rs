@@ -24,7 +24,8 @@ pub use length_prefix::{LengthPrefix, LengthType};
 ///
 /// A frame that is longer than [`max_frame`](crate::Limits::max_frame), and one that is not whole within
 /// [`frame_timeout`](crate::Limits::frame_timeout), closes the connection. No memory is taken for what a header only
-/// claims. What a client leaves unfinished when it closes is dropped.
+/// claims. What a client leaves unfinished when it closes is dropped, unless [`unfinished_too`](Self::unfinished_too) says
+/// otherwise, and [counted](crate::ClosedStats::unfinished).
 ///
 /// ```
 /// use backroom::{Framing, LengthPrefix, LengthType, Limits, Server};
@@ -44,7 +45,10 @@ pub use length_prefix::{LengthPrefix, LengthType};
 /// # }
 /// ```
 #[derive(Clone, Default)]
-pub struct Framing(Kind);
+pub struct Framing {
+    kind: Kind,
+    unfinished_too: bool,
+}
 
 /// A new framing is one more variant here, and one more arm in `Framer::cut`.
 #[derive(Clone, Default)]
@@ -66,14 +70,14 @@ const MAX_DELIMITER: usize = 8;
 impl Framing {
     /// Chunks as they come from the socket, up to 64 KiB each: no boundary is kept. The default, as in Swoole.
     pub fn raw() -> Framing {
-        Framing(Kind::Raw)
+        Framing::of(Kind::Raw)
     }
 
     /// Frames ended by `delimiter`, 1 to 8 bytes, which `data` is without.
     ///
     /// Swoole's `open_eof_split` with `package_eof`; there, `data` keeps the delimiter.
     pub fn delimiter(delimiter: impl AsRef<[u8]>) -> Framing {
-        Framing(Kind::Delimiter(Arc::new(memmem::Finder::new(delimiter.as_ref()).into_owned())))
+        Framing::of(Kind::Delimiter(Arc::new(memmem::Finder::new(delimiter.as_ref()).into_owned())))
     }
 
     /// Frames ended by `\n`. A `\r` before it stays in `data`.
@@ -83,30 +87,51 @@ impl Framing {
 
     /// Frames that say themselves how long they are. Swoole's `open_length_check`.
     pub fn length_prefix(prefix: LengthPrefix) -> Framing {
-        Framing(Kind::LengthPrefix(prefix))
+        Framing::of(Kind::LengthPrefix(prefix))
     }
 
     /// Frames of so many bytes each; at least 1.
     pub fn fixed(bytes: usize) -> Framing {
-        Framing(Kind::Fixed(bytes))
+        Framing::of(Kind::Fixed(bytes))
     }
 
     /// Frames as a [`Decoder`] of your own cuts them; `make` is called for each connection, on its worker, so what it
     /// makes need not be `Send`. If `make` panics, that connection is closed, without `on_close`. Swoole's
     /// `package_length_func`.
     pub fn decoder<D: Decoder + 'static>(make: impl Fn() -> D + Send + Sync + 'static) -> Framing {
-        Framing(Kind::Decoder(Arc::new(move || Box::new(make()))))
+        Framing::of(Kind::Decoder(Arc::new(move || Box::new(make()))))
+    }
+
+    /// What a client has sent after its last delimiter is a frame too when it closes in good order, as the last line of a
+    /// file may have no end: `printf ping | nc -N`. For delimiters and lines only; with another framing it is an error of
+    /// `bind`, since there is no telling what such a rest would mean. Default: it is dropped.
+    ///
+    /// ```
+    /// use backroom::Framing;
+    ///
+    /// let framing = Framing::lines().unfinished_too();
+    /// # let _ = framing;
+    /// ```
+    pub fn unfinished_too(mut self) -> Framing {
+        self.unfinished_too = true;
+        self
+    }
+
+    fn of(kind: Kind) -> Framing {
+        Framing { kind, unfinished_too: false }
     }
 
     /// Why this framing cannot work with frames of at most so many bytes, if it cannot.
     pub(crate) fn problem(&self, max_frame: usize) -> Option<&'static str> {
-        match &self.0 {
+        match &self.kind {
             Kind::Delimiter(finder) if !(1..=MAX_DELIMITER).contains(&finder.needle().len()) => {
                 Some("a delimiter must have 1 to 8 bytes")
             }
             Kind::Fixed(0) => Some("a fixed size of 0"),
             Kind::Fixed(size) if *size > max_frame => Some("the fixed size is larger than max_frame"),
-            Kind::LengthPrefix(prefix) => prefix.problem(max_frame),
+            Kind::LengthPrefix(prefix) if prefix.problem(max_frame).is_some() => prefix.problem(max_frame),
+            Kind::Delimiter(_) => None,
+            _ if self.unfinished_too => Some("only what ends with a delimiter can do without it"),
             _ => None,
         }
     }
@@ -114,7 +139,7 @@ impl Framing {
 
 impl fmt::Debug for Framing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
+        match &self.kind {
             Kind::Raw => f.write_str("Raw"),
             Kind::Delimiter(finder) => write!(f, "Delimiter({})", finder.needle().escape_ascii()),
             Kind::LengthPrefix(prefix) => prefix.fmt(f),
@@ -130,6 +155,7 @@ pub(crate) struct Framer {
     max_frame: usize,
     /// Nothing has been cut yet, so what comes may not be of this protocol at all.
     fresh: bool,
+    unfinished_too: bool,
 }
 
 enum Cutter {
@@ -163,14 +189,14 @@ pub(crate) enum FrameError {
 
 impl Framer {
     pub(crate) fn new(framing: &Framing, max_frame: usize) -> Framer {
-        let cutter = match &framing.0 {
+        let cutter = match &framing.kind {
             Kind::Raw => Cutter::Raw,
             Kind::Delimiter(finder) => Cutter::Delimiter { finder: Arc::clone(finder), searched: 0 },
             Kind::LengthPrefix(prefix) => Cutter::LengthPrefix(*prefix),
             Kind::Fixed(size) => Cutter::Fixed(*size),
             Kind::Decoder(make) => Cutter::Decoder(make()),
         };
-        Framer { cutter, max_frame, fresh: true }
+        Framer { cutter, max_frame, fresh: true, unfinished_too: framing.unfinished_too }
     }
 
     /// The first frame of `input`, or `None` while it is unfinished. `input` must begin where the last cut
@@ -185,6 +211,20 @@ impl Framer {
             }
         }
         cut
+    }
+
+    /// Whether what is left at the end is a frame too.
+    pub(crate) fn takes_rest(&self) -> bool {
+        self.unfinished_too
+    }
+
+    /// All of `input`, which is left at the end.
+    pub(crate) fn cut_rest(&self, input: &[u8]) -> Result<Option<Cut>, FrameError> {
+        match input.len() {
+            0 => Ok(None),
+            len if len > self.max_frame => Err(FrameError::TooLong),
+            len => Ok(Some(Cut { data: 0..len, taken: len })),
+        }
     }
 
     #[inline]

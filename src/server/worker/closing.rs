@@ -12,6 +12,7 @@ use crate::server::close_reason::{CloseReason, Timeout};
 use crate::server::lifecycle::Phase;
 use crate::server::link::LinkState;
 use crate::server::mailbox::Item;
+use crate::server::stats::ClosedBeside;
 
 /// How long a client may take to notice that the connection is closed, while it still sends. Without that, the kernel
 /// answers what it sends with a reset, and the client can lose what it was sent last.
@@ -45,7 +46,13 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let _ = catch(|| self.conn.link.port.end());
         // It may have been about to sleep; who is called while `on_close` runs is not to take it for a sleeper.
         self.sleeper.mark_awake();
-        self.conn.link.registered.count_closed(&reason, self.conn.link.wire.is_short);
+        let left = if self.input_ended { self.input.unfinished() } else { 0 };
+        if left > 0 {
+            let id = self.conn.id();
+            let _ = catch(|| log::debug!("connection {id}: {left} bytes of an unfinished frame are dropped"));
+        }
+        let count = ClosedBeside { undelivered: self.conn.link.wire.is_short, unfinished: left > 0 };
+        self.conn.link.registered.count_closed(&reason, count);
         if let Err(message) = catch(|| self.run_on_close(&reason)) {
             self.core.log_callback(self.conn.id(), &format!("on_close panicked: {}", foreign(message)));
         }

@@ -26,6 +26,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// The client has sent no more than is here.
     pub(super) fn end_input(&mut self) {
         self.input_ended = true;
+        self.input.end(self.conn.link.wire.broken.is_none());
         if !self.input.may_have_frame() {
             // It brings nothing more, and must not stand in line before those who do.
             self.conn.link.port.leave_line();

@@ -25,6 +25,7 @@ use crate::server::mailbox::Mailbox;
 use crate::server::places::Place;
 use crate::server::registry::{Entry, Registered};
 use crate::server::service::Service;
+use crate::server::stats::ClosedBeside;
 use crate::server::tally::Tally;
 use crate::server::timers::Timers;
 use crate::task::{Label, Port, Wake, new_number};
@@ -62,7 +63,7 @@ where
         (Ok(session), Ok(input)) => (session, input),
         (Err(message), _) | (_, Err(message)) => {
             core.log_callback(id, &format!("its session or decoder could not be made: {}", foreign(&message)));
-            return registered.count_closed(&CloseReason::Panicked(message), false);
+            return registered.count_closed(&CloseReason::Panicked(message), ClosedBeside::default());
         }
     };
     core.observer.tell(|observer| observer.connection_opened(&registered.entry().info()));
