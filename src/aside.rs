@@ -28,7 +28,7 @@ pub(crate) fn aside<X: Send + 'static>(
     let run = Arc::new(Mutex::new(Some(run)));
     let kept = Arc::clone(&run);
     let take = move || run.lock().take();
-    let started = thread::Builder::new().name("backroom-ending".to_owned()).spawn(move || {
+    let started = thread::Builder::new().name("br-hook".to_owned()).spawn(move || {
         if let Some(run) = take() {
             run();
         }

@@ -597,7 +597,7 @@ fn a_worker_thread_serves_the_next_connection() {
     for _ in 0..50 {
         assert_eq!(server.client().ask("x"), "x");
         let (thread, name) = served.next();
-        assert!(name.unwrap().starts_with("backroom-worker-"));
+        assert!(name.unwrap().starts_with("br-worker-"));
         threads.insert(thread);
         // Its thread is back once its place is.
         eventually("it is closed", || server.handle.stats().connections == 0);
@@ -717,5 +717,40 @@ fn nine_thousand_clients_at_once_are_served_and_come_and_go_and_cost_little_memo
     clients.iter_mut().step_by(10).for_each(|client| assert_eq!(client.ask("y"), "y"));
     drop(clients);
     child.stdin.take().unwrap().write_all(b"enough\n").unwrap();
+    succeeds(child);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_can_be_told_apart_where_the_system_shows_them() {
+    let Some(child) = in_child!() else {
+        let server = Server::builder::<(), ()>()
+            .task_worker_num(3)
+            .listen_udp("127.0.0.1:0")
+            .on_packet(|_, _, _| Ok(()))
+            .on_receive(|conn, _| {
+                conn.with(TaskOptions::new().after(PATIENCE)).task_oneway(())?;
+                Ok(conn.send("ok\n")?)
+            })
+            .on_task(|_, ()| Ok(()))
+            .bind("127.0.0.1:0")
+            .unwrap();
+        let server = run(server);
+        let mut clients = [server.client(), server.client()];
+        clients.iter_mut().for_each(|client| assert_eq!(client.ask("x"), "ok"));
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        let mut names: Vec<String> = names.map(|name| name.trim_end().to_owned()).collect();
+        names.retain(|name| name.starts_with("br-"));
+        names.sort_unstable();
+        let port = server.handle.local_addrs()[1].inet().unwrap().port();
+        let udp = format!("br-udp-{port}");
+        let expected =
+            ["br-acceptor-1", "br-task-0", "br-task-1", "br-task-2", "br-timer", &udp, "br-worker-1", "br-worker-2"];
+        assert_eq!(names, expected);
+        drop(clients);
+        server.stop();
+        return;
+    };
     succeeds(child);
 }

@@ -55,7 +55,7 @@ fn sleeps_of_workers() -> u64 {
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
         let path = task.unwrap().path();
         let read = |file| std::fs::read_to_string(path.join(file)).unwrap_or_default();
-        if read("comm").starts_with("backroom-worker") {
+        if read("comm").starts_with("br-worker-") {
             let status = read("status");
             let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
             sleeps += line.trim().parse::<u64>().unwrap();

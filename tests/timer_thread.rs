@@ -13,7 +13,7 @@ fn timers() -> usize {
     let threads = fs::read_dir("/proc/self/task").unwrap();
     // One may end between the two.
     let names = threads.filter_map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).ok());
-    names.filter(|name| name.trim_end() == "backroom-timer").count()
+    names.filter(|name| name.trim_end() == "br-timer").count()
 }
 
 #[test]

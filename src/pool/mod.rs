@@ -23,6 +23,9 @@ use crate::times::TaskTimes;
 /// A fixed pool of task workers for any thread of a program to hand tasks to: the back room of a
 /// [`Server`](crate::Server) without the server.
 ///
+/// Two pools whose tasks wait for tasks of each other may wait until their timeouts: nobody sees such a circle. A process
+/// that forks has none of the threads in its child: build the pool there.
+///
 /// Each thread takes a [`Submitter`] of its own, which has a reply channel: outcomes come back to that thread, and
 /// their finish closures run there, when it calls [`run_finished`](Submitter::run_finished).
 ///

@@ -77,26 +77,39 @@ impl TcpAddresses {
 
     /// What `open` makes of the first address that it can.
     pub(super) fn first<X>(self, mut open: impl FnMut(SocketAddr) -> io::Result<X>) -> Result<X, BindError> {
-        let resolve_error = |source| BindError::Resolve { address: self.text, source };
+        let TcpAddresses { text, resolved } = self;
+        let unresolved = |text, source| BindError::Resolve { address: text, source };
+        let addresses: Vec<SocketAddr> = match resolved {
+            Ok(addresses) => addresses,
+            Err(error) => return Err(unresolved(text, error)),
+        };
         let mut failed = None;
-        match self.resolved {
-            Err(error) => return Err(resolve_error(error)),
-            Ok(addresses) => {
-                for address in addresses {
-                    match open(address) {
-                        Ok(opened) => return Ok(opened),
-                        Err(source) => failed = Some(BindError::Listen { address: address.into(), source }),
-                    }
+        for &address in &addresses {
+            match open(address) {
+                Ok(opened) => {
+                    log_others(&text, address, &addresses);
+                    return Ok(opened);
                 }
+                Err(source) => failed = Some(BindError::Listen { address: address.into(), source }),
             }
         }
-        Err(failed.unwrap_or_else(|| resolve_error(io::Error::new(io::ErrorKind::NotFound, "it has no addresses"))))
+        let none = || unresolved(text, io::Error::new(io::ErrorKind::NotFound, "it has no addresses"));
+        Err(failed.unwrap_or_else(none))
+    }
+}
+
+/// A name such as `localhost` may have an address of each family, of which only one is taken.
+fn log_others(name: &str, taken: SocketAddr, addresses: &[SocketAddr]) {
+    let others: Vec<_> = addresses.iter().map(SocketAddr::ip).filter(|ip| *ip != taken.ip()).collect();
+    if !others.is_empty() {
+        log::info!("{name} is listened on at {}, and not at {others:?}: give each a listener of its own", taken.ip());
     }
 }
 
 impl Listener {
     /// On a TCP address. A name is resolved here, which may block; that it cannot be is an error of `build`. Where it has
-    /// several addresses, the first that can be listened on is taken; `[::]` is for IPv4 too, unless
+    /// several addresses, as `localhost` may, the first that can be listened on is taken, which the log says; `[::]` is
+    /// for IPv4 too, unless
     /// [`only_v6`](SocketOptions::only_v6) says otherwise.
     pub fn tcp(address: impl ToSocketAddrs + fmt::Debug) -> Listener {
         Listener::at(At::Tcp(TcpAddresses::of(address)))

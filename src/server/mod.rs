@@ -110,7 +110,7 @@ impl Doors {
         self.idle_sockets.into_iter().try_for_each(self.start_packets)?;
         (1..).zip(self.acceptors).try_for_each(|(number, acceptor)| {
             let counted = Counted::new(core);
-            let thread = thread::Builder::new().name(format!("backroom-acceptor-{number}"));
+            let thread = thread::Builder::new().name(format!("br-acceptor-{number}"));
             let run = move || {
                 acceptor.run();
                 drop(counted);

@@ -65,7 +65,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Hire for Workers<T, R, S>
             service: Arc::clone(&self.service),
             idle: Arc::clone(&self.idle),
         };
-        thread::Builder::new().name(format!("backroom-worker-{number}")).stack_size(self.service.stack_size).spawn(
+        thread::Builder::new().name(format!("br-worker-{number}")).stack_size(self.service.stack_size).spawn(
             move || {
                 // Allocated here, so that by then the thread has taken what the allocator gives each.
                 let _ = say_runs.send(Box::new(number));

@@ -216,7 +216,7 @@ fn start_threads(count: usize, stack_size: usize) -> Result<ThreadPool, StartErr
     catch(|| {
         threadpool::Builder::new()
             .num_threads(count)
-            .thread_name("backroom-task-worker".to_owned())
+            .thread_name("br-task".to_owned())
             .thread_stack_size(stack_size)
             .build()
     })

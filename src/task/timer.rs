@@ -199,7 +199,7 @@ fn start<T: Send + 'static, R: Send + 'static>(room: Arc<Room<T, R>>) -> std::io
         }
     };
     let stack_size = with_room_for(&[size_of::<T>(), size_of::<R>()], STACK);
-    thread::Builder::new().name("backroom-timer".to_owned()).stack_size(stack_size).spawn(run).map(drop)
+    thread::Builder::new().name("br-timer".to_owned()).stack_size(stack_size).spawn(run).map(drop)
 }
 
 fn run<T: Send + 'static, R: Send + 'static>(room: &Arc<Room<T, R>>, ledger: &OpenLedger) {

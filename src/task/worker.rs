@@ -66,6 +66,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
     /// Makes the state, says so, and runs until it is over.
     pub(super) fn run(self, starting: &Starting) {
         self.room.crew.threads.claim();
+        name_thread(self.index);
         let _left = LeavesCrew { crew: Arc::clone(&self.room.crew), index: self.index };
         let ledger = Rc::new(self.room.crew.books.open());
         let mut state = match self.make() {
@@ -416,6 +417,16 @@ impl<T> Extra<T> {
     fn keep(&self, payload: &T) -> Option<T> {
         Some((self.other_attempt()?.clone)(payload))
     }
+}
+
+/// As the system shows it, which has room for 15 bytes. All threads of the pool have the same name otherwise.
+fn name_thread(index: usize) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Ok(name) = std::ffi::CString::new(format!("br-task-{index}")) {
+        let _ = rustix::thread::set_name(&name);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = index;
 }
 
 /// Says that a loop has ended, however it did.

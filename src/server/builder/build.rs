@@ -41,7 +41,8 @@ where
         self.build()
     }
 
-    /// Listens, and starts the task workers. Blocks until each of these has made its state. Clients can connect from
+    /// Listens, and starts the task workers. Blocks until each of these has made its state. A process that forks after
+    /// this has none of the threads in its child: there, tasks wait for ever. Fork first. Clients can connect from
     /// here on; they are served once [`Server::run`] is called.
     ///
     /// An error where a setting cannot work, there is nowhere to listen, one of the addresses cannot be listened on, a

@@ -33,7 +33,7 @@ where
 {
     let (counted, stack_size) = (Counted::new(&service.core), service.stack_size);
     let service = Arc::clone(service);
-    let name = format!("backroom-udp-{}", idle.shared.local_addr.port());
+    let name = format!("br-udp-{}", idle.shared.local_addr.port());
     let run = move || {
         service.core.threads.claim();
         if let Err(message) = catch(|| serve_packets(&service, idle)) {
