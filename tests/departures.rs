@@ -566,3 +566,42 @@ fn a_client_that_sends_nothing_more_holds_its_thread_for_a_moment_only() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     site.server.stop();
 }
+
+#[test]
+fn a_client_that_has_closed_its_sending_half_is_kept_as_long_as_that_is_wanted() {
+    let limits = |time| Limits::new().half_closed_time(time);
+    let later = |conn: &mut Conn, _: &[u8]| {
+        conn.after(Duration::from_millis(50), |conn| Ok(conn.send("by a timer\n")?));
+        let (server, id) = (conn.server().clone(), conn.id());
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            server.send(id, "by the handle\n")
+        });
+        Ok(())
+    };
+    let ask = |limits: Limits| {
+        let site = Lines::open("half", |_| Ok(()), later, |builder| builder.limits(limits));
+        let mut client = site.server.client();
+        client.send("hello\n");
+        client.end_sending();
+        let begun = Instant::now();
+        let said = client.rest();
+        assert_eq!(site.closed.next(), CloseKind::Client);
+        site.server.stop();
+        (said, begun.elapsed())
+    };
+    assert_eq!(ask(limits(Duration::ZERO)).0, "");
+    let (said, time) = ask(limits(Duration::from_millis(400)));
+    assert_eq!(said, "by a timer\nby the handle\n");
+    assert!(time >= Duration::from_millis(350), "{time:?}");
+}
+
+#[test]
+fn a_client_that_is_gone_altogether_is_not_kept() {
+    let limits = Limits::new().half_closed_time(PATIENCE);
+    let site = Lines::open("gone", |_| Ok(()), |_, _| Ok(()), |builder| builder.limits(limits));
+    let client = UnixStream::connect(site.dir.join("lines")).unwrap();
+    drop(client);
+    assert_eq!(site.closed.next(), CloseKind::Client);
+    site.server.stop();
+}

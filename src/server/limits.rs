@@ -20,6 +20,7 @@ use crate::net::Bounds;
 /// | [`write_timeout`](Self::write_timeout) | 30 s | [`Timeout::Write`](crate::Timeout::Write) |
 /// | [`idle_timeout`](Self::idle_timeout) | 10 minutes | [`Timeout::Idle`](crate::Timeout::Idle) |
 /// | [`silence_timeout`](Self::silence_timeout) | 1 hour | [`Timeout::Silence`](crate::Timeout::Silence) |
+/// | [`half_closed_time`](Self::half_closed_time) | 0 | [`CloseReason::Client`](crate::CloseReason::Client) |
 /// | [`max_lifetime`](Self::max_lifetime) | 24 hours | [`Timeout::Lifetime`](crate::Timeout::Lifetime) |
 ///
 /// A timeout of `Duration::MAX` never comes, and a count of `usize::MAX` is no limit. docs/LIMITS.md has these and the
@@ -59,6 +60,7 @@ pub struct Limits {
     pub(crate) idle_timeout: Duration,
     pub(crate) silence_timeout: Duration,
     pub(crate) max_lifetime: Duration,
+    pub(crate) half_closed_time: Duration,
 }
 
 impl Default for Limits {
@@ -75,6 +77,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(10 * 60),
             silence_timeout: Duration::from_secs(60 * 60),
             max_lifetime: Duration::from_secs(24 * 60 * 60),
+            half_closed_time: Duration::ZERO,
         }
     }
 }
@@ -169,6 +172,13 @@ impl Limits {
     /// Default 24 hours.
     pub fn max_lifetime(mut self, time: Duration) -> Self {
         self.max_lifetime = time;
+        self
+    }
+
+    /// How long a client that has closed its sending half, and to which no outcome is owed any more, is kept for what
+    /// timers, the handle and one-way tasks may still send to it. Default 0: it is closed at once.
+    pub fn half_closed_time(mut self, time: Duration) -> Self {
+        self.half_closed_time = time;
         self
     }
 

@@ -172,7 +172,14 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
             Phase::Serving if self.clocks.retired && (no_tasks || self.is_too_slow_to_retire()) => {
                 Err(CloseReason::TimedOut(Timeout::Lifetime))
             }
-            Phase::Serving if settled && self.input_ended && !self.input.may_have_frame() => Err(CloseReason::Client),
+            Phase::Serving
+                if settled
+                    && self.input_ended
+                    && !self.input.may_have_frame()
+                    && self.half_closed_time_left().is_none() =>
+            {
+                Err(CloseReason::Client)
+            }
             Phase::Serving => Ok(()),
             Phase::Draining if settled => Err(CloseReason::Shutdown),
             Phase::Draining => Ok(()),

@@ -25,6 +25,8 @@ pub(super) struct Clocks {
     pub(super) at_work: bool,
     /// When it last went to sleep after that.
     worked_at: Instant,
+    /// When the client closed its sending half.
+    pub(super) ended_at: Option<Instant>,
 }
 
 impl Clocks {
@@ -32,7 +34,7 @@ impl Clocks {
         let expires_at = now.checked_add(limits.max_lifetime);
         let shortest = limits.idle_timeout.min(limits.silence_timeout).min(limits.max_lifetime);
         let look_at = now.checked_add(shortest);
-        Clocks { now, expires_at, look_at, retired: false, at_work: false, worked_at: now }
+        Clocks { now, expires_at, look_at, retired: false, at_work: false, worked_at: now, ended_at: None }
     }
 }
 
@@ -54,11 +56,18 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let link = &self.conn.link;
         let write = write_time_left(&link.wire.outbox, self.limits)?;
         let frame = if read { self.frame_time_left()? } else { None };
+        let half_closed = self.half_closed_time_left();
         let release = idle.then_some(IDLE_AFTER);
         let look_at = self.clocks.look_at.filter(|_| link.port.in_flight() == 0);
         let due = [look_at, link.port.next_deadline(), link.timers.next_due()].into_iter().flatten().min();
         let due = due.map(|due| due.saturating_duration_since(now));
-        Ok([write, frame, release, due].into_iter().flatten().min())
+        Ok([write, frame, half_closed, release, due].into_iter().flatten().min())
+    }
+
+    /// How much longer a client is kept that has closed its sending half, though nothing is owed to it.
+    pub(super) fn half_closed_time_left(&self) -> Option<Duration> {
+        let ended_at = self.clocks.ended_at.filter(|_| !self.is_peer_gone)?;
+        self.limits.half_closed_time.checked_sub(ended_at.elapsed()).filter(|left| !left.is_zero())
     }
 
     /// Whether nothing has gone either way for a while. It may be a timer that ended the sleep, and not that.

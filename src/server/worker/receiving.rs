@@ -1,6 +1,7 @@
 //! What comes from the client: bytes, cut into frames.
 
 use std::io;
+use std::time::Instant;
 
 use super::{BATCH, Worker, is_transient, socket_error};
 use crate::net::FrameError;
@@ -26,6 +27,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// The client has sent no more than is here.
     pub(super) fn end_input(&mut self) {
         self.input_ended = true;
+        self.clocks.ended_at.get_or_insert_with(Instant::now);
         self.input.end(self.conn.link.wire.broken.is_none());
         if !self.input.may_have_frame() {
             // It brings nothing more, and must not stand in line before those who do.
