@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::example::Example;
-use common::{Client, Program, eventually};
+use common::{Client, Program, eventually, programs};
 use rustix::process::{Signal, kill_process};
 
 #[test]
@@ -314,4 +314,22 @@ fn at_sigint_the_pool_finishes_the_files_it_has_begun() {
     assert!(summary.ends_with(&format!("; 0 failed, {} left out", 400 - lines)), "{errors}");
     let digest = first.split_whitespace().next().unwrap();
     assert!(rest.lines().all(|line| line.starts_with(digest)), "every line is whole");
+}
+
+#[test]
+fn a_kernel_that_is_short_of_memory_now_and_then_closes_no_client_and_loses_no_wake_up() {
+    if !programs(&["strace"]) {
+        return;
+    }
+    for fault in ["ppoll:error=ENOMEM:when=3+3", "ppoll:error=EAGAIN:when=2+3", "ppoll:error=EINTR:when=2+2"] {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=ppoll", "-e", &format!("inject={fault}"), "--"]);
+        let mut server =
+            Example::start_as(command.arg(Example::program("task_server")).args(["--listen", "127.0.0.1:0"]));
+        let mut client = server.client();
+        for line in 0..50 {
+            assert_eq!(client.ask(&format!("line {line}")), format!("line {line} -> OK"), "{fault}");
+        }
+        drop(client);
+    }
 }
