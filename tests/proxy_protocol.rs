@@ -204,23 +204,6 @@ fn from_elsewhere_a_header_is_only_bytes_of_the_protocol() {
 }
 
 #[test]
-fn a_client_of_a_unix_socket_is_no_proxy() {
-    use std::io::BufRead;
-    use std::os::unix::net::UnixStream;
-
-    let directory = TempDir::new(test_name!());
-    let path = directory.join("socket");
-    let Telling { server, .. } = telling(Listener::unix(&path), Limits::new());
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client.write_all(b"PROXY UNKNOWN\n").unwrap();
-    let mut answer = String::new();
-    BufReader::new(client).read_line(&mut answer).unwrap();
-    assert_eq!(answer, format!("unix: unix:{}: PROXY UNKNOWN\n", path.display()));
-    server.stop();
-}
-
-#[test]
 fn a_proxy_is_known_by_its_ipv4_address_on_a_listener_for_both() {
     if !has_ipv6(test_name!()) {
         return;

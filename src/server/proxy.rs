@@ -24,7 +24,7 @@ pub struct ProxyProtocol {
 
 impl ProxyProtocol {
     /// From these networks, each an address or one with the length of its prefix. One that is neither is an error of
-    /// `bind`. A client of a Unix socket is never one.
+    /// `bind`, and so is a listener on a Unix socket, whose clients have no address.
     pub fn from(networks: impl IntoIterator<Item = impl Into<String>>) -> ProxyProtocol {
         ProxyProtocol { networks: networks.into_iter().map(Into::into).collect() }
     }
