@@ -20,7 +20,7 @@ pub(crate) fn aside<X: Send + 'static>(
     let threads = threads.clone();
     let run = move || {
         let _lent = threads.lend();
-        // Whoever waited may be gone.
+        // The caller may have stopped waiting.
         let _ = sender.send(catch(code));
         notify();
     };

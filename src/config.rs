@@ -193,7 +193,7 @@ impl Config {
         self.connections.check()
     }
 
-    /// Of connections whose threads have so much stack.
+    /// `stack_size`: of the thread of each connection, in bytes.
     pub(crate) fn max_connections(&self, stack_size: usize) -> usize {
         self.connections.max_connections.unwrap_or_else(|| resources::connections(stack_size))
     }

@@ -138,7 +138,7 @@ pub(crate) struct MaybeObserver(Option<Arc<Fenced>>);
 
 struct Fenced {
     observer: Arc<dyn Observer>,
-    /// Whoever is told runs code of these, and cannot wait for them.
+    /// An observer runs as code of these, and cannot wait for them.
     threads: OwnThreads,
     log: LogLimit,
 }

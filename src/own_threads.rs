@@ -18,6 +18,11 @@ thread_local! {
     static INSIDE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
+/// `None` where the thread ends and its own values are dropped, one of which may be a task's reply.
+fn change<X>(change: impl FnOnce(&mut Vec<u64>) -> X) -> Option<X> {
+    INSIDE.try_with(|inside| change(&mut inside.borrow_mut())).ok()
+}
+
 impl OwnThreads {
     pub(crate) fn new() -> OwnThreads {
         OwnThreads { number: NUMBERS.fetch_add(1, Ordering::Relaxed), outer: None }
@@ -30,17 +35,17 @@ impl OwnThreads {
 
     /// This thread is one of them until it ends.
     pub(crate) fn claim(&self) {
-        INSIDE.with_borrow_mut(|inside| inside.extend(self.numbers()));
+        change(|inside| inside.extend(self.numbers()));
     }
 
     /// Whether this thread is one of them.
     pub(crate) fn have_this(&self) -> bool {
-        INSIDE.with_borrow(|inside| inside.contains(&self.number))
+        change(|inside| inside.contains(&self.number)).unwrap_or(false)
     }
 
     /// This thread, whichever it is, is one of them until what this returns is dropped.
     pub(crate) fn lend(&self) -> Lent {
-        let before = INSIDE.with_borrow_mut(|inside| {
+        let before = change(|inside| {
             let before = inside.len();
             inside.extend(self.numbers());
             before
@@ -56,12 +61,12 @@ impl OwnThreads {
 /// Dropped in the reverse order, since nobody keeps one for longer than a call.
 #[must_use]
 pub(crate) struct Lent {
-    before: usize,
+    before: Option<usize>,
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        INSIDE.with_borrow_mut(|inside| inside.truncate(self.before));
+        self.before.map(|before| change(|inside| inside.truncate(before)));
     }
 }
 

@@ -13,7 +13,7 @@ const ARENA: usize = 64 * 1024 * 1024;
 /// Memory that a connection may keep without being counted, with its thread's.
 const MEMORY_OF_CONNECTION: usize = 128 * 1024;
 
-/// How many connections there may be by default, each with a thread of so much stack.
+/// How many connections there may be by default, each with a thread of this stack size.
 ///
 /// A connection takes two file descriptors and a thread of some four memory maps. Near the limit of maps a starting
 /// thread can abort the whole process instead of failing, so half of them are left alone.
@@ -25,7 +25,7 @@ pub(crate) fn connections(stack_size: usize) -> usize {
     files.min(maps).min(space).min(memory).clamp(1, 10_000)
 }
 
-/// Whether a thread of so much stack can start without harm. Always so where address space is not limited.
+/// Whether a thread of this stack size can start without harm. Always so where address space is not limited.
 pub(crate) fn has_room_for_thread(stack_size: usize) -> bool {
     let Some(left) = address_space_left() else { return true };
     // With or without what the allocator takes before the thread has what it needs.

@@ -4,7 +4,7 @@
 /// optimizations each has. Measured: 12, and 36.
 const COPIES: usize = if cfg!(debug_assertions) { 48 } else { 20 };
 
-/// A stack of so many bytes, and beside them room for values of these sizes, which users' types have. Of both only what
+/// The size of a stack of `bytes`, and beside them room for values of these sizes, which users' types have. Of both only what
 /// is touched takes memory.
 pub(crate) fn with_room_for(values: &[usize], bytes: usize) -> usize {
     let values: usize = values.iter().sum();

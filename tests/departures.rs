@@ -605,3 +605,29 @@ fn a_client_that_is_gone_altogether_is_not_kept() {
     assert_eq!(site.closed.next(), CloseKind::Client);
     site.server.stop();
 }
+
+#[test]
+fn a_paused_connection_that_cannot_be_sent_anything_is_idle() {
+    let dir = TempDir::new("paused_file");
+    let path = dir.join("file");
+    fs::write(&path, vec![b'x'; LONG]).unwrap();
+    let opened = path.clone();
+    let site = Lines::open(
+        "paused_failed",
+        |_| Ok(()),
+        move |conn, _| {
+            conn.pause();
+            Ok(conn.send_file(File::open(&opened)?, 0, None)?)
+        },
+        |builder| {
+            builder.socket_options(small_buffers()).limits(Limits::new().idle_timeout(Duration::from_millis(300)))
+        },
+    );
+    let mut client = slow_client(site.server.addr());
+    client.send("send\n");
+    client.bytes(1);
+    File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
+    assert!(client.until_closed().1);
+    assert_eq!(site.closed.next(), CloseKind::Io(io::ErrorKind::UnexpectedEof));
+    site.server.stop();
+}

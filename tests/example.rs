@@ -317,7 +317,7 @@ fn at_sigint_the_pool_finishes_the_files_it_has_begun() {
 }
 
 #[test]
-fn a_kernel_that_is_short_of_memory_now_and_then_closes_no_client_and_loses_no_wake_up() {
+fn a_kernel_that_has_no_memory_for_a_sleep_now_and_then_closes_no_client() {
     if !programs(&["strace"]) {
         return;
     }

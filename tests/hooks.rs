@@ -190,6 +190,62 @@ fn a_logger_that_hangs_or_panics_holds_no_shutdown_up() {
     gate.open();
 }
 
+#[test]
+fn a_logger_that_panics_keeps_no_hook_from_running() {
+    if let Some(child) = in_child!() {
+        succeeds(child);
+        return;
+    }
+    struct Broken;
+    impl log::Log for Broken {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+        fn log(&self, _: &log::Record<'_>) {
+            panic!("the logger is broken");
+        }
+        fn flush(&self) {}
+    }
+    let (tell, told) = events();
+    let also_tell = tell.clone();
+    let running = run(server(
+        |builder| {
+            builder
+                .before_shutdown(move |_| Ok(tell.send("before")?))
+                .on_shutdown(move |_| Ok(also_tell.send("after")?))
+        },
+        || OnDrop(None),
+    ));
+    log::set_logger(&Broken).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    running.stop();
+    assert_eq!(told.all_so_far(), ["before", "after"]);
+}
+
+#[test]
+fn a_reply_that_is_dropped_with_its_thread_fails_its_task_and_no_more() {
+    thread_local! {
+        static KEPT: std::cell::RefCell<Option<Later<()>>> = const { std::cell::RefCell::new(None) };
+    }
+    let (give, given) = events::<Later<()>>();
+    let pool = TaskPool::builder()
+        .on_task(move |cx, ()| cx.finish_later(|reply| give.send(reply).expect("the test waits")))
+        .build()
+        .unwrap();
+    let mut submitter = pool.submitter();
+    submitter.task(()).unwrap();
+    let reply = given.next();
+    let leave = move || {
+        KEPT.set(Some(reply));
+        // What the library keeps for a thread is made after that, and so is gone before it.
+        let other = TaskPool::builder().on_task(|_, ()| Ok(())).build().unwrap();
+        other.submitter().task_wait((), PATIENCE).unwrap();
+    };
+    thread::spawn(leave).join().unwrap();
+    common::finish_all(&mut submitter);
+    assert_eq!(pool.shutdown(PATIENCE).tasks.failed, 1);
+}
+
 /// What those who wait are told.
 type Waited = Result<(), JoinError>;
 

@@ -818,3 +818,27 @@ fn a_directory_that_may_be_written_to_and_not_read_has_room_for_a_socket_but_non
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn a_server_that_is_full_and_a_name_of_which_one_address_is_taken_are_in_the_log() {
+    let Some(child) = in_child!() else {
+        let logged = log_from(log::LevelFilter::Info);
+        let two = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from(([127, 0, 0, 2], 0))];
+        let server = Server::builder::<(), ()>()
+            .listen(Listener::tcp(&two[..]).name("the door"))
+            .max_connections(1)
+            .on_receive(|conn, data| Ok(conn.send(data)?))
+            .on_task(|_, ()| Ok(()))
+            .build()
+            .unwrap();
+        let server = run(server);
+        let _only = server.client();
+        let full = "WARN the door: all 1 connections that there may be (max_connections) are open";
+        eventually("it says so", || logged.lock().iter().any(|line| line.starts_with(full)));
+        let others = "is listened on at 127.0.0.1, and not at [127.0.0.2]";
+        assert!(logged.lock().iter().any(|line| line.contains(others)), "{:?}", logged.lock());
+        server.stop();
+        return;
+    };
+    succeeds(child);
+}

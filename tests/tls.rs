@@ -18,7 +18,7 @@ use backroom::{
     ServerBuilder, SocketOptions, Tls, TlsConfig, TlsError, stage,
 };
 use common::{
-    Client, Events, Gate, PATIENCE, Running, cpu_time, events, eventually, log_from, programs, run, succeeds,
+    Client, Events, Gate, PATIENCE, Running, cpu_time, events, eventually, log_from, programs, run, run_again, succeeds,
 };
 use rcgen::{CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType, date_time_ymd};
 use rustls::crypto::ring;
@@ -1298,6 +1298,53 @@ mod openssl {
         let _ = child.kill();
         child.wait().unwrap();
         answers
+    }
+
+    /// The least `worker_stack_size` there may be.
+    #[test]
+    fn a_handshake_with_keys_of_4096_bits_and_a_reported_panic_fit_on_the_least_stack() {
+        if !programs(&["openssl"]) {
+            return;
+        }
+        if let Some(child) = run_again(&format!("openssl::{}", test_name!())) {
+            succeeds(child);
+            return;
+        }
+        let directory = Directory::new("least");
+        openssl(&directory, "req -x509 -newkey rsa:4096 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=authority");
+        issue(&directory, "server", "rsa:4096", "/CN=server", "DNS:server.test");
+        issue(&directory, "alice", "rsa:4096", "/CN=alice", "DNS:alice.test");
+        let certificate = Certificate::files(directory.path("server.pem"), directory.path("server.key"));
+        let config = TlsConfig::new(certificate).require_clients(Pem::file(directory.path("ca.pem")));
+        let (tell, told) = events();
+        let least = |bytes| {
+            Server::builder::<(), ()>()
+                .framing(Framing::lines())
+                .worker_stack_size(bytes)
+                .listen(Listener::tcp("127.0.0.1:0").tls(&Tls::new(config.clone()).unwrap()))
+                .on_receive(|conn, _| {
+                    let known = conn.tls().and_then(|tls| tls.peer()).map(|peer| peer.names.join(" "));
+                    conn.send(format!("{known:?}\n"))?;
+                    panic!("as the test wants: {}", conn.id())
+                })
+                .on_task(|_, ()| Ok(()))
+                .on_close({
+                    let tell = tell.clone();
+                    move |_, reason| Ok(tell.send(reason.to_string())?)
+                })
+                .build()
+        };
+        const LEAST: usize = 128 * 1024;
+        assert!(least(LEAST - 1).is_err());
+        let server = run(least(LEAST).unwrap());
+        for version in ["-tls1_3", "-tls1_2"] {
+            let args = format!("{version} -servername server.test -cert alice.pem -key alice.key");
+            let answers = s_client(&directory, server.addr(), &args, &["hello"]);
+            assert_eq!(answers, ["Some(\"alice.test\")"]);
+            let reason = told.next();
+            assert!(reason.contains("as the test wants"), "{reason}");
+        }
+        server.stop();
     }
 
     #[test]

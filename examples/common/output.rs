@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 pub(crate) static STDOUT: LazyLock<Output> = LazyLock::new(|| Output::to(io::stdout()));
 pub(crate) static STDERR: LazyLock<Output> = LazyLock::new(|| Output::to(io::stderr()));
 
-/// So many lines may wait to be written.
+/// How many lines may wait to be written.
 const MAX_WAITING: usize = 10_000;
 
 /// A stream that never blocks and never fails.

@@ -18,7 +18,7 @@ const MOST_WATCHERS: usize = 200;
 const SHOWN: usize = 200;
 /// So many characters of what a mail server says.
 const MAX_WHY: usize = 300;
-/// So many that have ended are remembered.
+/// How many mails that have ended are remembered.
 const ENDED_KEPT: usize = 100;
 
 thread_local! {

@@ -34,7 +34,7 @@ const CONFIRMATION_TIME: Duration = Duration::from_secs(10 * 60);
 /// All steps together, of which there may be twelve.
 const ATTEMPT_TIME: Duration = Duration::from_secs(60 * 60);
 
-/// A connection that was not used for so long is made anew; most servers would soon close it.
+/// A connection that was idle for this time is made anew; most servers would soon close it.
 const MAX_IDLE: Duration = Duration::from_secs(60);
 const MAX_LINE: u64 = 4 * 1024;
 const MAX_LINES: usize = 100;
@@ -223,7 +223,7 @@ impl Connection {
     }
 }
 
-/// Whoever goes says so, and does not wait for the answer.
+/// Says goodbye, and does not wait for the answer.
 impl Drop for Connection {
     fn drop(&mut self) {
         self.until.set(Instant::now() + Duration::from_secs(1));

@@ -145,6 +145,20 @@ impl Sleeper {
     }
 }
 
+impl Sleeper {
+    /// Forgets a wake-up, for one who polls the descriptor beside others.
+    pub(crate) fn clear(&self) {
+        self.wake_fd.clear();
+    }
+}
+
+/// Readable once it is woken or interrupted.
+impl AsFd for Sleeper {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake_fd.as_fd()
+    }
+}
+
 impl Drop for Sleeper {
     fn drop(&mut self) {
         *self.waker.wake_fd.lock() = None;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::entrance::Entrance;
+use super::lifecycle::Phase;
 use super::listener::OpenListener;
 use super::places::{Place, Short};
 use super::refused::let_notice;
@@ -55,15 +56,19 @@ impl Acceptor {
         while catch(|| self.accept_all()).is_err() {}
         let mut refused = Vec::new();
         let _ = catch(|| self.accept_last(&mut refused));
-        let core = Arc::clone(&self.core);
-        // The listener is closed as soon as nobody waits there, since closing it resets whoever does.
-        drop(self);
-        let_notice(refused, &core);
+        let Acceptor { core, entrance, sleeper, workers, .. } = self;
+        // The listener is closed as soon as nobody waits there, since closing it resets those who do.
+        drop((entrance, workers));
+        let_notice(refused, &core, &sleeper);
     }
 
-    /// A shutdown has begun: whoever waits in the kernel's backlog by now is served, or refused if there is no place.
+    /// A shutdown has begun: the clients that wait in the kernel's backlog by now are served, or refused where there is no
+    /// place. No more than the backlog holds, since others may come without end.
     fn accept_last(&mut self, refused: &mut Vec<Stream>) {
-        loop {
+        for _ in 0..=self.entrance.backlog() {
+            if self.core.lifecycle.phase() == Phase::Expired {
+                return;
+            }
             let accepted = match self.core.places.take() {
                 Some(place) => self.accept(place).map(|accepted| accepted.into_iter().for_each(|it| self.hire(it))),
                 None => self.entrance.refuse_next().map(|client| refused.push(client)),
@@ -101,6 +106,9 @@ impl Acceptor {
 
     fn accept(&mut self, place: Place) -> Result<Option<Accepted>, AcceptError> {
         if !self.workers.has_room() {
+            if !self.entrance.has_client() {
+                return Err(AcceptError::Empty);
+            }
             let error = io::Error::new(io::ErrorKind::OutOfMemory, "no address space for one more thread");
             return Err(AcceptError::Exhausted(error));
         }

@@ -30,6 +30,16 @@ impl Entrance {
         self.core.lifecycle.phase() == Phase::Serving
     }
 
+    /// How many clients may wait.
+    pub(super) fn backlog(&self) -> u32 {
+        self.listener.socket.backlog()
+    }
+
+    /// Whether a client waits.
+    pub(super) fn has_client(&self) -> bool {
+        self.listener.socket.has_client()
+    }
+
     /// The next client, which may have the place; `None` if it was refused. Never blocks.
     pub(super) fn accept(self: &Arc<Self>, mut place: Place) -> Result<Option<Accepted>, AcceptError> {
         let OpenListener { socket, settings } = &self.listener;

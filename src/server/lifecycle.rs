@@ -135,7 +135,7 @@ impl Lifecycle {
         self.wait_with_grace(Duration::ZERO, done)
     }
 
-    /// The same, for so long at most.
+    /// The same, but at most for `time`.
     pub(super) fn wait_at_most(&self, time: Duration, done: impl Fn() -> bool) {
         let mut state = self.state.lock();
         self.changed.wait_while_for(&mut state, |_| !done(), time);

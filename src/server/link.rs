@@ -297,7 +297,8 @@ impl Wire {
         self.broken.get_or_insert(error);
     }
 
-    /// It is not the client that takes nothing more: what it sends from now on would be in vain.
+    /// More has failed than the client's receiving half: the connection, or a file that was sent. So nothing that the client
+    /// sends from now on is received; after `BrokenPipe` alone it may go on sending.
     pub(super) fn has_failed(&self) -> bool {
         self.broken.as_ref().is_some_and(|error| error.kind() != io::ErrorKind::BrokenPipe)
     }

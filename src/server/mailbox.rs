@@ -279,7 +279,7 @@ impl Mailbox {
         &self.waker
     }
 
-    /// From here on, whoever sends is told that the connection is closed. Returns what was to be sent.
+    /// From here on, a send is an error: the connection is closed. Returns what was to be sent.
     pub(super) fn stop_sending(&self) -> VecDeque<Item> {
         let mut mail = self.mail.lock();
         mail.unsendable = true;
@@ -290,8 +290,7 @@ impl Mailbox {
         unsent
     }
 
-    /// From here on, whoever sends or has anything else is told that the connection is closed. Returns what was accepted
-    /// before.
+    /// From here on, nothing is taken: the connection is closed. Returns what was accepted before.
     pub(super) fn seal(&self) -> VecDeque<Item> {
         let mut mail = self.mail.lock();
         mail.sealed = true;

@@ -2,34 +2,40 @@
 //! unread, they would be told by a reset.
 
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::core::Core;
 use super::lifecycle::Phase;
-use crate::net::Stream;
+use crate::net::{Sleeper, Stream};
 
 /// How long they have.
 const TIME: Duration = Duration::from_secs(1);
 /// How much of what they send is read at once.
 const PIECE: usize = 16 * 1024;
 
-/// Blocks until all have closed too, or their time or that of the shutdown is over.
-pub(super) fn let_notice(mut clients: Vec<Stream>, core: &Core) {
+/// Blocks until all have closed too, or their time or that of the shutdown is over, of which the sleeper is told.
+pub(super) fn let_notice(mut clients: Vec<Stream>, core: &Core, sleeper: &Sleeper) {
     let end = Instant::now() + TIME;
     clients.iter().for_each(Stream::shutdown_write);
     let mut piece = vec![0; PIECE];
     while !clients.is_empty() && core.lifecycle.phase() != Phase::Expired {
         let Ok(left) = Timespec::try_from(end.saturating_duration_since(Instant::now())) else { return };
-        let mut fds: Vec<_> = clients.iter().map(|client| PollFd::new(client, PollFlags::IN)).collect();
+        let mut fds = vec![PollFd::from_borrowed_fd(sleeper.as_fd(), PollFlags::IN)];
+        fds.extend(clients.iter().map(|client| PollFd::new(client, PollFlags::IN)));
         match poll(&mut fds, Some(&left)) {
-            Ok(0) => return,
+            Err(Errno::INTR) => continue,
+            Ok(0) | Err(_) => return,
             Ok(_) => {}
-            Err(_) => return,
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let mut ready = ready.into_iter();
+        if ready[0] {
+            sleeper.clear();
+        }
+        let mut ready = ready.into_iter().skip(1);
         clients.retain(|client| {
             let is_ready = ready.next().unwrap_or(false);
             !is_ready || client.raw().read(&mut piece).is_ok_and(|n| n > 0)

@@ -12,6 +12,7 @@ use super::lifecycle::ShutdownReport;
 use super::{BackRoom, Doors, RunHooks};
 use crate::aside::aside;
 use crate::error::RunError;
+use crate::panic::catch;
 
 /// After the deadline, how long the abandoned outcomes may take to be delivered, and `on_shutdown` to return.
 const GRACE: Duration = Duration::from_millis(250);
@@ -37,7 +38,8 @@ pub(super) fn run(
     }
     let hook_core = Arc::clone(&core);
     steps.run("before_shutdown", GRACE, move || {
-        log::info!("shutting down");
+        // A logger may panic, and that is nothing to the hook.
+        let _ = catch(|| log::info!("shutting down"));
         if let Some(before_shutdown) = before_shutdown {
             hook_core.run_hook("before_shutdown", || before_shutdown(&handle));
         }
@@ -47,7 +49,7 @@ pub(super) fn run(
     let (hook_core, told) = (Arc::clone(&core), report.clone());
     let opened_well = opened.is_ok();
     steps.run("on_shutdown", GRACE, move || {
-        log_end(&told);
+        let _ = catch(|| log_end(&told));
         drop(back_room);
         if let Some(on_shutdown) = on_shutdown.filter(|_| opened_well) {
             hook_core.run_hook("on_shutdown", || on_shutdown(&told));

@@ -128,7 +128,7 @@ impl<T, R, S, W, Stage> ServerBuilder<T, R, S, W, Stage> {
     ///
     /// It comes on top of what payloads, results, and the states of connections and task workers take, which are known
     /// by their types: some twenty copies of each, or fifty with debug assertions. So values of 64 KiB overflow no stack,
-    /// but cost so many copies, and memory that stays with the thread. Box what is larger than a KiB or two. What
+    /// but each copy costs time, and the stack that they touch stays in memory with the thread. Box what is larger than a KiB or two. What
     /// a closure captures is not known: box it too.
     pub fn worker_stack_size(mut self, bytes: usize) -> Self {
         self.config.connections.worker_stack_size = bytes;

@@ -59,7 +59,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Hire for Workers<T, R, S>
         if is_limited && !has_room_for_thread(self.service.stack_size) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        let (say_runs, runs) = bounded(1);
+        let (say_runs, runs) = is_limited.then(|| bounded(1)).unzip();
         let worker = WorkerThread {
             counted: Counted::new(&self.service.core),
             service: Arc::clone(&self.service),
@@ -68,13 +68,11 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Hire for Workers<T, R, S>
         thread::Builder::new().name(format!("br-worker-{number}")).stack_size(self.service.stack_size).spawn(
             move || {
                 // Allocated here, so that by then the thread has taken what the allocator gives each.
-                let _ = say_runs.send(Box::new(number));
+                let _ = say_runs.map(|say_runs| say_runs.send(Box::new(number)));
                 worker.run(accepted, sleeper);
             },
         )?;
-        if is_limited {
-            let _ = runs.recv();
-        }
+        let _ = runs.map(|runs| runs.recv());
         Ok(())
     }
 }

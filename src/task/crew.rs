@@ -46,7 +46,7 @@ pub(super) struct Crew<R> {
     changed: Condvar,
     /// Roused whenever a loop ends.
     owner: Arc<dyn Wake>,
-    /// Those of the task workers and the timer, and of whoever runs what is users' in their place.
+    /// The task workers, the timer, and each thread that runs users' code in their place.
     pub(super) threads: OwnThreads,
     pub(super) books: Arc<Books>,
     pub(super) observer: MaybeObserver,

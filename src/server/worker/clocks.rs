@@ -42,8 +42,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     /// Now, when the worker is about to sleep.
     pub(super) fn begin_rest(&mut self) -> Instant {
         let (now, link) = (Instant::now(), &self.conn.link);
-        // Nobody resumes for a client that is gone, perhaps.
-        let is_paused = link.paused && !self.is_peer_gone;
+        // Nobody resumes for a client that is gone, perhaps, or cannot be sent anything.
+        let is_paused = link.paused && !self.is_peer_gone && link.wire.broken.is_none();
         let at_work = link.port.in_flight() > 0 || !link.wire.outbox.is_empty() || is_paused;
         if std::mem::replace(&mut self.clocks.at_work, at_work) {
             self.clocks.worked_at = now;
