@@ -1,13 +1,14 @@
 //! Users' code on a thread of its own, for those who must not wait for it longer than they may.
 
 use std::sync::Arc;
-use std::thread;
 
 use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
+use crate::new_thread::NewThread;
 use crate::own_threads::OwnThreads;
 use crate::panic::catch;
+use crate::stack::DEFAULT_STACK;
 
 /// Runs `code`, and then `notify`; what it returns, or the message of its panic, comes by the channel. Where no thread can
 /// be started it runs here, and is waited for.
@@ -28,12 +29,9 @@ pub(crate) fn aside<X: Send + 'static>(
     let run = Arc::new(Mutex::new(Some(run)));
     let kept = Arc::clone(&run);
     let take = move || run.lock().take();
-    let started = thread::Builder::new().name("br-hook".to_owned()).spawn(move || {
-        if let Some(run) = take() {
-            run();
-        }
-    });
-    if started.is_err() {
+    let start =
+        |thread: NewThread| thread.start("br-hook".to_owned(), move || take().into_iter().for_each(|run| run()));
+    if NewThread::reserve(DEFAULT_STACK).and_then(start).is_err() {
         let run = kept.lock().take();
         if let Some(run) = run {
             run();

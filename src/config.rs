@@ -5,6 +5,7 @@ use crate::error::BindError;
 use crate::net::{Framing, SocketOptions};
 use crate::resources;
 use crate::server::Limits;
+use crate::stack::DEFAULT_STACK;
 use crate::task::PoolConfig;
 
 #[derive(Clone, Debug, Default)]
@@ -55,7 +56,7 @@ impl Default for TaskConfig {
     fn default() -> TaskConfig {
         TaskConfig {
             task_worker_num: 4,
-            task_worker_stack_size: 2 * 1024 * 1024,
+            task_worker_stack_size: DEFAULT_STACK,
             task_max_request: None,
             task_max_request_grace: None,
             queue_capacity: 10_000,

@@ -443,6 +443,7 @@ mod error;
 pub mod internals;
 mod logging;
 mod net;
+mod new_thread;
 mod observer;
 mod own_threads;
 mod panic;

@@ -25,11 +25,14 @@ pub(crate) fn connections(stack_size: usize) -> usize {
     files.min(maps).min(space).min(memory).clamp(1, 10_000)
 }
 
-/// Whether a thread of this stack size can start without harm. Always so where address space is not limited.
-pub(crate) fn has_room_for_thread(stack_size: usize) -> bool {
-    let Some(left) = address_space_left() else { return true };
-    // With or without what the allocator takes before the thread has what it needs.
-    left.checked_sub(stack_size).is_some_and(|left| left >= SPARE && !(ARENA..ARENA + SPARE).contains(&left))
+/// The least stack of this size or more with which a thread can start without harm, if there is address space for it.
+pub(crate) fn stack_that_fits(stack_size: usize) -> Option<usize> {
+    let Some(left) = address_space_left() else { return Some(stack_size) };
+    let beside = left.checked_sub(stack_size).filter(|beside| *beside >= SPARE)?;
+    // The allocator takes its part first, if it is there, and must not leave less than what is needed beside it. A larger
+    // stack keeps it from that.
+    let would_lack = (ARENA..ARENA + SPARE).contains(&beside);
+    Some(if would_lack { stack_size + SPARE } else { stack_size })
 }
 
 pub(crate) fn is_address_space_limited() -> bool {

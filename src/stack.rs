@@ -1,5 +1,8 @@
 //! The stacks of the library's threads.
 
+/// Of threads that run the program's code beside the connections, in bytes.
+pub(crate) const DEFAULT_STACK: usize = 2 * 1024 * 1024;
+
 /// As many copies of a value may be on a stack at once: every call that passes it on may have some, and without
 /// optimizations each has. Measured: 12, and 36.
 const COPIES: usize = if cfg!(debug_assertions) { 48 } else { 20 };

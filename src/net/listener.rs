@@ -4,7 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -71,12 +70,6 @@ impl ListenSocket {
     /// How many clients may wait.
     pub(crate) fn backlog(&self) -> u32 {
         self.options.backlog
-    }
-
-    /// Whether a client waits. Where that cannot be told, an accept will tell.
-    pub(crate) fn has_client(&self) -> bool {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) != Ok(0)
     }
 
     /// Never blocks.

@@ -22,12 +22,16 @@ const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Finds workers for connections.
 pub(super) trait Hire: Send + Sync {
-    /// Whether there is a thread for the next one, or room for one.
-    fn has_room(&self) -> bool;
+    /// Gives the connection to a thread, which needs the sleeper only if it is a new one.
+    fn hire(&self, accepted: Accepted, sleeper: &mut Option<Sleeper>) -> Result<(), NoThread>;
+}
 
-    /// Gives the connection to a thread, which needs the sleeper only if it is a new one. Where none can be started, the
-    /// connection is closed.
-    fn hire(&self, accepted: Accepted, sleeper: &mut Option<Sleeper>) -> io::Result<()>;
+/// Why a connection has no thread.
+pub(super) enum NoThread {
+    /// There is no address space for one more. The connection can have one when another has closed.
+    NoRoom(Box<Accepted>),
+    /// It could not be started, and the connection is closed.
+    Failed(io::Error),
 }
 
 /// Of one listener.
@@ -39,6 +43,8 @@ pub(super) struct Acceptor {
     /// The wake-up descriptor of the next new worker. Made before a client is accepted, so that none is accepted only to
     /// be dropped where descriptors are short.
     next: Option<Sleeper>,
+    /// A client that waits for a thread. None is accepted meanwhile.
+    held: Option<Box<Accepted>>,
     backoff: Duration,
     /// While it lacks something for the next client.
     short: Option<Short>,
@@ -47,7 +53,7 @@ pub(super) struct Acceptor {
 impl Acceptor {
     pub(super) fn new(core: Arc<Core>, listener: OpenListener, sleeper: Sleeper, workers: Arc<dyn Hire>) -> Acceptor {
         let entrance = Arc::new(Entrance::new(Arc::clone(&core), listener));
-        Acceptor { core, entrance, sleeper, workers, next: None, backoff: FIRST_BACKOFF, short: None }
+        Acceptor { core, entrance, sleeper, workers, next: None, held: None, backoff: FIRST_BACKOFF, short: None }
     }
 
     /// Accepts until the server shuts down; nothing else ends it.
@@ -56,6 +62,7 @@ impl Acceptor {
         while catch(|| self.accept_all()).is_err() {}
         let mut refused = Vec::new();
         let _ = catch(|| self.accept_last(&mut refused));
+        self.refuse_held(&mut refused);
         let Acceptor { core, entrance, sleeper, workers, .. } = self;
         // The listener is closed as soon as nobody waits there, since closing it resets those who do.
         drop((entrance, workers));
@@ -63,9 +70,10 @@ impl Acceptor {
     }
 
     /// A shutdown has begun: the clients that wait in the kernel's backlog by now are served, or refused where there is no
-    /// place. No more than the backlog holds, since others may come without end.
+    /// place or no thread. No more than the backlog holds, since others may come without end.
     fn accept_last(&mut self, refused: &mut Vec<Stream>) {
         for _ in 0..=self.entrance.backlog() {
+            self.refuse_held(refused);
             if self.core.lifecycle.phase() == Phase::Expired {
                 return;
             }
@@ -80,38 +88,35 @@ impl Acceptor {
         }
     }
 
+    fn refuse_held(&mut self, refused: &mut Vec<Stream>) {
+        refused.extend(self.held.take().map(|held| self.entrance.refuse_held(*held)));
+    }
+
     fn accept_all(&mut self) {
         while self.entrance.is_open() {
+            if let Some(held) = self.held.take() {
+                self.hire(*held);
+                continue;
+            }
             let Some(place) = self.core.places.take() else {
                 // The backlog of the kernel is the queue now.
                 self.wait_for_place();
                 continue;
             };
             match self.accept(place) {
-                Ok(accepted) => {
-                    self.backoff = FIRST_BACKOFF;
-                    accepted.into_iter().for_each(|accepted| self.hire(accepted));
-                }
+                Ok(accepted) => accepted.into_iter().for_each(|accepted| self.hire(accepted)),
                 Err(AcceptError::Empty) => self.wait_for_client(),
                 Err(AcceptError::ClientGone(error)) => log::debug!("a client was gone before it was accepted: {error}"),
                 Err(AcceptError::Exhausted(error)) => {
                     self.entrance.warn("cannot accept for now", &error);
                     self.lack();
-                    self.back_off(self.backoff);
-                    self.backoff = (self.backoff * 2).min(LAST_BACKOFF);
+                    self.back_off();
                 }
             }
         }
     }
 
     fn accept(&mut self, place: Place) -> Result<Option<Accepted>, AcceptError> {
-        if !self.workers.has_room() {
-            if !self.entrance.has_client() {
-                return Err(AcceptError::Empty);
-            }
-            let error = io::Error::new(io::ErrorKind::OutOfMemory, "no address space for one more thread");
-            return Err(AcceptError::Exhausted(error));
-        }
         if self.next.is_none() {
             self.next = Some(Sleeper::new().map_err(AcceptError::Exhausted)?);
         }
@@ -120,8 +125,14 @@ impl Acceptor {
 
     fn hire(&mut self, accepted: Accepted) {
         match self.workers.hire(accepted, &mut self.next) {
-            Ok(()) => self.short = None,
-            Err(error) => {
+            Ok(()) => (self.short, self.backoff) = (None, FIRST_BACKOFF),
+            Err(NoThread::NoRoom(accepted)) => {
+                self.held = Some(accepted);
+                self.lack();
+                self.entrance.warn("a client waits", &"there is no address space for its thread");
+                self.back_off();
+            }
+            Err(NoThread::Failed(error)) => {
                 self.lack();
                 self.core.registry.count_no_thread();
                 self.entrance.warn("no thread for a connection, which is refused", &error);
@@ -140,7 +151,7 @@ impl Acceptor {
     fn wait_for_client(&mut self) {
         if let Err(error) = self.sleeper.sleep(Some(self.entrance.as_fd()), true, false, None) {
             self.entrance.warn("cannot wait for clients", &error);
-            self.back_off(LAST_BACKOFF);
+            self.pause(LAST_BACKOFF);
         }
     }
 
@@ -150,11 +161,19 @@ impl Acceptor {
         self.sleep_until(|| self.core.places.has_place(), None);
     }
 
-    /// Blocks for a time, or until a connection has closed. A place that another acceptor gives back unused is no reason
-    /// to try again: the two would wake each other without end.
-    fn back_off(&self, time: Duration) {
+    /// Pauses, for longer each time until a connection has closed: its thread is free a moment later.
+    fn back_off(&mut self) {
+        let has_closed = self.pause(self.backoff);
+        self.backoff = if has_closed { FIRST_BACKOFF } else { (self.backoff * 2).min(LAST_BACKOFF) };
+    }
+
+    /// Blocks for a time, or until a connection has closed, which it returns. A place that another acceptor gives back
+    /// unused is no reason to try again: the two would wake each other without end.
+    fn pause(&self, time: Duration) -> bool {
         let connections = self.core.places.connections();
-        self.sleep_until(|| self.core.places.connections() < connections, Instant::now().checked_add(time));
+        let has_closed = || self.core.places.connections() < connections;
+        self.sleep_until(has_closed, Instant::now().checked_add(time));
+        has_closed()
     }
 
     /// Blocks until `done`, the deadline or a shutdown. Whoever makes it done wakes those that are marked asleep.

@@ -9,6 +9,7 @@ use super::connection_info::ConnectionId;
 use super::registry::Entry;
 use crate::error::SendError;
 use crate::net::SharedBytes;
+use crate::new_thread::NewThread;
 
 /// How far a [broadcast](crate::ServerHandle::broadcast) came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,7 +60,11 @@ impl Helpers {
         let helpers = self.take((entries.len() / WORTH_A_THREAD).saturating_sub(1));
         let refused = thread::scope(|scope| {
             // Where one cannot be started, the others do its part.
-            let start = |_| thread::Builder::new().stack_size(STACK).spawn_scoped(scope, send).ok();
+            let start = |_| {
+                NewThread::reserve(STACK)
+                    .and_then(|thread| thread.start_scoped("br-broadcast".to_owned(), scope, send))
+                    .ok()
+            };
             let threads: Vec<_> = (0..helpers).filter_map(start).collect();
             let mut refused = send();
             refused.extend(threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()));

@@ -1,6 +1,6 @@
 //! One listener's way in: a place for a client, the client, and whether its address may come.
 
-use std::io;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,11 +33,6 @@ impl Entrance {
     /// How many clients may wait.
     pub(super) fn backlog(&self) -> u32 {
         self.listener.socket.backlog()
-    }
-
-    /// Whether a client waits.
-    pub(super) fn has_client(&self) -> bool {
-        self.listener.socket.has_client()
     }
 
     /// The next client, which may have the place; `None` if it was refused. Never blocks.
@@ -82,6 +77,12 @@ impl Entrance {
         Ok(stream)
     }
 
+    /// A client for which there is no thread, and which is to be told so.
+    pub(super) fn refuse_held(&self, held: Accepted) -> Stream {
+        self.core.registry.count_shut_out();
+        held.stream
+    }
+
     fn refuse(&self, stream: &Stream, refusal: Refusal) {
         self.core.registry.count_refusal(refusal);
         if let Some(held_back) = self.log.permit() {
@@ -108,9 +109,9 @@ impl Entrance {
         }
     }
 
-    pub(super) fn warn(&self, what: &str, error: &io::Error) {
+    pub(super) fn warn(&self, what: &str, why: &dyn fmt::Display) {
         if let Some(held_back) = self.log.permit() {
-            log::warn!("{}: {what}: {error} ({held_back} more since the last line)", self.listener.settings.name);
+            log::warn!("{}: {what}: {why} ({held_back} more since the last line)", self.listener.settings.name);
         }
     }
 }

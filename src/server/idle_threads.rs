@@ -50,11 +50,6 @@ impl<J> IdleThreads<J> {
         IdleThreads { time, seats: Mutex::new(Seats { waiting: VecDeque::new(), closed: false }) }
     }
 
-    /// Whether a thread waits. It may have a job or be gone by the next moment.
-    pub(super) fn has_any(&self) -> bool {
-        !self.seats.lock().waiting.is_empty()
-    }
-
     /// Hands a job to a waiting thread; back to the caller if there is none.
     pub(super) fn hand_over(&self, job: J) -> Result<(), J> {
         let mut seats = self.seats.lock();

@@ -46,7 +46,6 @@ mod workers;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::thread;
 
 use self::core::Core;
 use acceptor::Acceptor;
@@ -73,6 +72,8 @@ pub use timers::TimerId;
 
 use crate::error::{JoinError, RunError};
 use crate::net::{Address, Waker};
+use crate::new_thread::NewThread;
+use crate::stack::DEFAULT_STACK;
 use crate::stats::TaskStats;
 use crate::task::{Pool, Wake};
 use crate::times::TaskTimes;
@@ -110,12 +111,11 @@ impl Doors {
         self.idle_sockets.into_iter().try_for_each(self.start_packets)?;
         (1..).zip(self.acceptors).try_for_each(|(number, acceptor)| {
             let counted = Counted::new(core);
-            let thread = thread::Builder::new().name(format!("br-acceptor-{number}"));
             let run = move || {
                 acceptor.run();
                 drop(counted);
             };
-            thread.spawn(run).map(drop)
+            NewThread::reserve(DEFAULT_STACK)?.start(format!("br-acceptor-{number}"), run).map(drop)
         })
     }
 }

@@ -1,23 +1,18 @@
 //! The threads of the connections: one each, started when needed, kept a short while for the next one.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
-use parking_lot::Mutex;
-
-use super::acceptor::Hire;
+use super::acceptor::{Hire, NoThread};
 use super::core::Core;
 use super::idle_threads::IdleThreads;
 use super::service::Service;
 use super::worker::{Accepted, serve};
 use crate::logging::foreign;
 use crate::net::Sleeper;
+use crate::new_thread::NewThread;
 use crate::panic::catch;
-use crate::resources::{has_room_for_thread, is_address_space_limited};
 use crate::task::Wake;
 
 /// How long a thread without a connection is kept. Where clients come and go, starting and ending threads would take more
@@ -30,50 +25,39 @@ pub(super) struct Workers<T: Send + 'static, R: Send + 'static, S> {
     idle: Arc<IdleThreads<Accepted>>,
     /// How many threads were started, for their names.
     started: AtomicU64,
-    /// Where address space is limited, one thread starts after the other.
-    starting: Mutex<()>,
 }
 
 impl<T: Send + 'static, R: Send + 'static, S: 'static> Workers<T, R, S> {
     pub(super) fn new(service: Arc<Service<T, R, S>>) -> Self {
-        Workers {
-            service,
-            idle: Arc::new(IdleThreads::new(IDLE_TIME)),
-            started: AtomicU64::new(0),
-            starting: Mutex::new(()),
-        }
+        Workers { service, idle: Arc::new(IdleThreads::new(IDLE_TIME)), started: AtomicU64::new(0) }
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static, S> Workers<T, R, S> {
+    /// Whether one may become free or end.
+    fn has_threads(&self) -> bool {
+        // Each of them has one.
+        Arc::strong_count(&self.idle) > 1
     }
 }
 
 impl<T: Send + 'static, R: Send + 'static, S: 'static> Hire for Workers<T, R, S> {
-    fn has_room(&self) -> bool {
-        self.idle.has_any() || has_room_for_thread(self.service.stack_size)
-    }
-
-    fn hire(&self, accepted: Accepted, sleeper: &mut Option<Sleeper>) -> io::Result<()> {
+    fn hire(&self, accepted: Accepted, sleeper: &mut Option<Sleeper>) -> Result<(), NoThread> {
         let Err(accepted) = self.idle.hand_over(accepted) else { return Ok(()) };
-        let sleeper = sleeper.take().map_or_else(Sleeper::new, Ok)?;
+        let thread = match NewThread::reserve(self.service.stack_size) {
+            Ok(thread) => thread,
+            Err(_) if self.has_threads() => return Err(NoThread::NoRoom(Box::new(accepted))),
+            Err(error) => return Err(NoThread::Failed(error)),
+        };
+        let sleeper = sleeper.take().map_or_else(Sleeper::new, Ok).map_err(NoThread::Failed)?;
         let number = self.started.fetch_add(1, Ordering::Relaxed) + 1;
-        let is_limited = is_address_space_limited();
-        let _one_at_a_time = is_limited.then(|| self.starting.lock());
-        if is_limited && !has_room_for_thread(self.service.stack_size) {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        let (say_runs, runs) = is_limited.then(|| bounded(1)).unzip();
         let worker = WorkerThread {
             counted: Counted::new(&self.service.core),
             service: Arc::clone(&self.service),
             idle: Arc::clone(&self.idle),
         };
-        thread::Builder::new().name(format!("br-worker-{number}")).stack_size(self.service.stack_size).spawn(
-            move || {
-                // Allocated here, so that by then the thread has taken what the allocator gives each.
-                let _ = say_runs.map(|say_runs| say_runs.send(Box::new(number)));
-                worker.run(accepted, sleeper);
-            },
-        )?;
-        let _ = runs.map(|runs| runs.recv());
-        Ok(())
+        let run = move || worker.run(accepted, sleeper);
+        thread.start(format!("br-worker-{number}"), run).map(drop).map_err(NoThread::Failed)
     }
 }
 

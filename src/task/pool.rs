@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::bounded;
 use threadpool::ThreadPool;
 
 use super::Wake;
@@ -14,6 +15,7 @@ use super::queue::Queue;
 use super::room::Room;
 use super::unheard::Label;
 use super::worker::TaskWorker;
+use crate::new_thread::{HasStarted, NewThread};
 use crate::observer::MaybeObserver;
 use crate::own_threads::OwnThreads;
 use crate::panic::catch;
@@ -97,7 +99,7 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
         let pool = Pool { room, threads: pool_threads, clocks };
 
         let hooks = Arc::new(hooks);
-        let (starting, started) = crossbeam_channel::bounded(count);
+        let (starting, started) = bounded(count);
         for index in 0..count {
             let worker = TaskWorker {
                 index,
@@ -211,14 +213,28 @@ impl<T: Send + 'static, R: Send + 'static> Drop for Pool<T, R> {
     }
 }
 
+/// One after the other, since each may have to wait for room.
 fn start_threads(count: usize, stack_size: usize) -> Result<ThreadPool, StartError> {
-    // `threadpool` panics where a thread cannot start.
-    catch(|| {
-        threadpool::Builder::new()
-            .num_threads(count)
-            .thread_name("br-task".to_owned())
-            .thread_stack_size(stack_size)
-            .build()
-    })
-    .map_err(StartError::Threads)
+    let first = || {
+        let one = threadpool::Builder::new().num_threads(1).thread_stack_size(stack_size);
+        one.thread_name("br-task".to_owned()).build()
+    };
+    let mut threads: Option<ThreadPool> = None;
+    // Closed when this returns. Until then each thread is busy, so that the next job is the next thread's.
+    let (_closes, gate) = bounded::<()>(0);
+    for number in 1..=count {
+        let new = NewThread::reserve_exactly(stack_size).map_err(|error| StartError::Threads(error.to_string()))?;
+        let gate = gate.clone();
+        // `threadpool` panics where a thread cannot start.
+        let start = |has_started: HasStarted| {
+            let threads = threads.get_or_insert_with(first);
+            threads.set_num_threads(number);
+            threads.execute(move || {
+                has_started.say();
+                let _ = gate.recv();
+            });
+        };
+        new.start_by(|has_started| catch(|| start(has_started))).map_err(StartError::Threads)?;
+    }
+    Ok(threads.unwrap_or_else(first))
 }

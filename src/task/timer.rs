@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -13,12 +12,10 @@ use super::queue::{Place, Task};
 use super::repetition::Repeating;
 use super::room::Room;
 use crate::logging::foreign;
+use crate::new_thread::NewThread;
 use crate::panic::catch;
-use crate::stack::with_room_for;
+use crate::stack::{DEFAULT_STACK, with_room_for};
 use crate::stats::OpenLedger;
-
-/// What makes the payloads of repetitions is users'.
-const STACK: usize = 2 * 1024 * 1024;
 
 pub(super) struct Timer<T, R> {
     state: Mutex<State<T, R>>,
@@ -198,8 +195,8 @@ fn start<T: Send + 'static, R: Send + 'static>(room: Arc<Room<T, R>>) -> std::io
             let _ = catch(|| log::error!("the timer panicked: {}", foreign(message)));
         }
     };
-    let stack_size = with_room_for(&[size_of::<T>(), size_of::<R>()], STACK);
-    thread::Builder::new().name("br-timer".to_owned()).stack_size(stack_size).spawn(run).map(drop)
+    let stack_size = with_room_for(&[size_of::<T>(), size_of::<R>()], DEFAULT_STACK);
+    NewThread::reserve(stack_size)?.start("br-timer".to_owned(), run).map(drop)
 }
 
 fn run<T: Send + 'static, R: Send + 'static>(room: &Arc<Room<T, R>>, ledger: &OpenLedger) {

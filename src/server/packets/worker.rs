@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::{IdleSocket, PacketSocket};
 use crate::logging::{LogLimit, foreign};
 use crate::net::Sleeper;
+use crate::new_thread::NewThread;
 use crate::panic::catch;
 use crate::server::handle::ServerHandle;
 use crate::server::lifecycle::Phase;
@@ -42,7 +43,7 @@ where
         drop(service);
         drop(counted);
     };
-    thread::Builder::new().name(name).stack_size(stack_size).spawn(run).map(drop)
+    NewThread::reserve(stack_size)?.start(name, run).map(drop)
 }
 
 /// Serves one packet socket until the server shuts down and its outcomes are delivered.
