@@ -253,7 +253,10 @@ fn a_callback_that_fails_by_itself_closes_the_connection_of_a_client_that_is_gon
             conn.pause();
             Ok(conn.send("hello\n")?)
         },
-        |_, line| Ok(anyhow::ensure!(line != b"stop", "told to stop")),
+        |conn, line| {
+            let _ = conn.send("?");
+            Ok(anyhow::ensure!(line != b"stop", "told to stop"))
+        },
         |builder| builder,
     );
     for mut client in site.clients() {

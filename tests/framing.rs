@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use backroom::{ConnectionId, Decoder, Frame, Framing, LengthPrefix, LengthType, Limits, Listener, Malformed, Server};
-use common::{Client, Events, PATIENCE, Running, events, eventually, programs, resident_bytes, run, succeeds};
+use common::{Client, Events, Gate, PATIENCE, Running, events, eventually, programs, resident_bytes, run, succeeds};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -498,6 +498,34 @@ fn received(framing: Framing, sent: &[u8], reset: bool) -> (Vec<String>, u64) {
 }
 
 #[test]
+fn the_last_line_of_a_client_that_ends_and_takes_no_answer_is_received() {
+    let (tell, told) = events();
+    let gate = Gate::default();
+    let held = gate.clone();
+    let server = Server::builder::<(), ()>()
+        .framing(Framing::lines().unfinished_too())
+        .session(move |_| held.pass())
+        .on_receive(move |conn, line| {
+            let _ = conn.send("taken\n");
+            Ok(tell.send(String::from_utf8_lossy(line).into_owned())?)
+        })
+        .on_task(|_, ()| Ok(()))
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let server = run(server);
+    let mut client = server.client();
+    let lines: Vec<String> = (0..500).map(|line| line.to_string()).collect();
+    client.send(lines.join("\n"));
+    client.socket.get_ref().shutdown(Shutdown::Write).unwrap();
+    drop(client);
+    gate.open();
+    for line in lines {
+        assert_eq!(told.next(), line);
+    }
+    server.stop();
+}
+
+#[test]
 fn what_a_client_leaves_unfinished_is_dropped_and_counted_or_is_a_frame_where_that_is_wanted() {
     let lines = || Framing::lines().unfinished_too();
     let two = || Framing::delimiter(b"\r\n").unfinished_too();
@@ -514,7 +542,8 @@ fn what_a_client_leaves_unfinished_is_dropped_and_counted_or_is_a_frame_where_th
         assert_eq!(received(framing, sent.as_bytes(), false), (of(expected), dropped), "{sent:?}");
     }
     // A reset is no end, and what is too long is none either.
-    assert_eq!(received(lines(), b"one\ntwo", true).0, of(&["one"]));
+    assert_eq!(received(lines(), b"one\ntwo", true), (of(&["one"]), 1));
+    assert_eq!(received(Framing::lines(), b"one\ntwo", true), (of(&["one"]), 1));
     assert_eq!(received(two(), b"12345678\r", false).0, of(&[]));
     let server = Server::builder::<(), ()>()
         .framing(Framing::fixed(2).unfinished_too())

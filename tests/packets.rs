@@ -422,6 +422,26 @@ fn ask_at(server: SocketAddr, told: &Events<Asked>) {
 }
 
 #[test]
+fn what_was_sent_to_all_is_answered_too() {
+    for listens_at in ["0.0.0.0:0", "[::]:0"] {
+        let (server, told) = three_answers(&[listens_at]);
+        let port = server.handle.local_addrs()[0].inet().unwrap().port();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_broadcast(true).unwrap();
+        client.send_to(b"hello", ("127.255.255.255", port)).unwrap();
+        let (from, at) = told.next();
+        assert_eq!((from, at), (client.local_addr().unwrap(), Some(([127, 0, 0, 1], port).into())), "{listens_at}");
+        for expected in ["at once", "by a task", "by the handle"] {
+            let mut answer = [0; 99];
+            let (len, by) = client.recv_from(&mut answer).unwrap();
+            assert_eq!((&answer[..len], by.port()), (expected.as_bytes(), port), "{listens_at}");
+        }
+        server.stop();
+    }
+}
+
+#[test]
 fn an_answer_leaves_from_the_address_that_was_asked_whichever_the_socket_has() {
     let (server, told) = three_answers(&["0.0.0.0:0", "127.0.0.3:0"]);
     let ports: Vec<u16> = server.handle.local_addrs().iter().map(|address| address.inet().unwrap().port()).collect();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -535,7 +535,8 @@ fn a_client_in_the_backlog_when_a_shutdown_begins_is_answered_what_it_has_asked(
     let handle = server.handle();
     // Before it runs: what comes meanwhile waits in the backlog.
     let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(&addr)).collect();
-    let lines: String = (0..10).map(|line| format!("{line}\n")).collect();
+    // More than is read at once.
+    let lines: String = (0..1000).map(|line| format!("{line}\n")).collect();
     clients.iter_mut().for_each(|client| client.send(&lines));
     handle.shutdown(PATIENCE);
     gate.open();
@@ -549,7 +550,7 @@ fn a_client_in_the_backlog_when_a_shutdown_begins_is_answered_what_it_has_asked(
 }
 
 #[test]
-fn of_two_servers_on_one_port_one_may_end_and_no_client_is_reset() {
+fn of_two_servers_on_one_port_one_may_end_while_clients_come_and_few_are_reset() {
     let server = |addr: &str| {
         let server = Server::builder::<(), ()>()
             .framing(Framing::lines())
@@ -568,10 +569,13 @@ fn of_two_servers_on_one_port_one_may_end_and_no_client_is_reset() {
         for _ in 0..4 {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    let mut client = Client::connect(addr);
-                    let asked = client.socket.get_mut().write_all(b"x\n");
-                    let mut answer = String::new();
-                    match asked.and_then(|()| client.socket.read_line(&mut answer)) {
+                    let ask = || {
+                        let mut client = TcpStream::connect(addr)?;
+                        client.set_read_timeout(Some(PATIENCE))?;
+                        client.write_all(b"x\n")?;
+                        client.read(&mut [0; 2])
+                    };
+                    match ask() {
                         Ok(2) => &answered,
                         Ok(_) => &refused,
                         Err(_) => &reset,
@@ -589,7 +593,8 @@ fn of_two_servers_on_one_port_one_may_end_and_no_client_is_reset() {
         done.store(true, Ordering::Relaxed);
     });
     let (answered, reset) = (answered.into_inner(), reset.into_inner());
-    // Who comes between the last look into the backlog and the closing of the listener is reset by the kernel.
-    assert!(reset <= 10 && answered > 2000, "{answered} answered, {refused:?} refused, {reset} reset");
+    // Who comes between the last look into the backlog and the closing of the listener is reset by the kernel: of four
+    // clients at ten restarts.
+    assert!(reset <= 40 && answered > 2000, "{answered} answered, {refused:?} refused, {reset} reset");
     stays.stop();
 }

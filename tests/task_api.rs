@@ -818,6 +818,9 @@ fn pipelined_requests_that_are_cancelled_or_time_out_are_answered_at_their_place
     assert_eq!(server.stop().tasks.delivered, 5);
 }
 
+/// So long that a task starts before it is over.
+const LATE: Duration = Duration::from_secs(1);
+
 /// Tasks that fail in each way, asked for by a line; of none does a closure hear.
 fn failing(observer: Arc<impl Observer + 'static>) -> Server {
     Server::builder()
@@ -829,8 +832,8 @@ fn failing(observer: Arc<impl Observer + 'static>) -> Server {
             let options = TaskOptions::new();
             match &*line {
                 "one-way" => conn.task_oneway(line)?,
-                "late" => conn.with(options.deadline(SHORT / 4)).task_oneway(line)?,
-                "late, heard" => conn.with(options.deadline(SHORT / 4)).task(line)?,
+                "late" => conn.with(options.deadline(LATE)).task_oneway(line)?,
+                "late, heard" => conn.with(options.deadline(LATE)).task(line)?,
                 "twice" => {
                     let pause = Duration::from_millis(1);
                     conn.with(options.retry(Retry::attempts(2).backoff(pause, pause))).task(line)?
@@ -843,9 +846,13 @@ fn failing(observer: Arc<impl Observer + 'static>) -> Server {
             };
             Ok(())
         })
-        .on_task(|_, line: String| -> anyhow::Result<()> {
+        .on_task(|cx, line: String| -> anyhow::Result<()> {
             if line.starts_with("late") {
-                thread::sleep(SHORT);
+                thread::sleep(LATE + SHORT);
+            }
+            if line == "postponed" {
+                let why = format!("{line}: no\x1b luck");
+                return cx.finish_later(|reply| reply.fail(anyhow::anyhow!(why)));
             }
             bail!("{line}: no\x1b luck")
         })
@@ -867,6 +874,7 @@ fn a_failure_that_no_closure_hears_is_a_warning_that_names_task_connection_and_a
         ("one-way", "failed: one-way: no\\u{1b} luck"),
         ("orphan", "failed: orphan: no\\u{1b} luck"),
         ("twice", "failed: twice: no\\u{1b} luck"),
+        ("postponed", "failed: postponed: no\\u{1b} luck"),
         ("late", "did not end by its deadline"),
         ("late, heard", "did not end by its deadline"),
     ] {
@@ -884,7 +892,12 @@ fn a_failure_that_no_closure_hears_is_a_warning_that_names_task_connection_and_a
         eventually("there is a line", || log.lock().iter().any(is_it));
         let attempts = if line == "twice" { 2 } else { usize::from(!line.starts_with("late")) };
         let is_attempt = |logged: &&String| logged.starts_with("DEBUG task ") && logged.contains(&address.to_string());
-        let attempted = log.lock().iter().filter(is_attempt).filter(|line| line.contains("attempt")).count();
+        let attempted = log
+            .lock()
+            .iter()
+            .filter(is_attempt)
+            .filter(|line| line.contains("attempt") || line.contains("failed later"))
+            .count();
         assert!(attempted >= attempts, "{attempted} of {line}");
         drop(client);
         server.stop();
@@ -897,7 +910,9 @@ fn an_observer_is_told_why_a_task_failed_for_whom_and_in_which_attempt() {
     impl Observer for Teller {
         fn attempt_failed(&self, ended: &TaskEnded<'_>, attempt: u32) {
             let of = ended.of.map(ToString::to_string);
-            self.0.send(format!("attempt {attempt} {:?} {of:?} {:?}", ended.error, ended.worker_index)).unwrap();
+            let ran = ended.time_run > Duration::ZERO;
+            let line = format!("attempt {attempt} {:?} {of:?} {:?} {ran}", ended.error, ended.worker_index);
+            self.0.send(line).unwrap();
         }
 
         fn task_ended(&self, ended: &TaskEnded<'_>) {
@@ -922,7 +937,7 @@ fn an_observer_is_told_why_a_task_failed_for_whom_and_in_which_attempt() {
     heard.sort_unstable();
     let failed = format!("Failed {error} {of} Some(0) true");
     let late = format!("TimedOut None {of} Some(0) true");
-    let mut expected = [failed, late, format!("attempt 1 {error} {of} Some(0)")];
+    let mut expected = [failed, late, format!("attempt 1 {error} {of} Some(0) true")];
     expected.sort_unstable();
     assert_eq!(heard, expected);
     drop(client);

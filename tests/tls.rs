@@ -1068,6 +1068,51 @@ fn what_a_client_sent_before_a_record_that_is_none_is_received() {
 }
 
 #[test]
+fn what_is_unfinished_is_a_line_only_where_the_client_itself_has_ended() {
+    let (authority, tls) = authority_and_tls();
+    let (tell, told) = events();
+    let server = Server::builder::<(), ()>()
+        .framing(Framing::lines().unfinished_too())
+        .listen(Listener::tcp("127.0.0.1:0").tls(&tls))
+        .on_receive(move |_, line| Ok(tell.send(String::from_utf8_lossy(line).into_owned())?))
+        .on_task(|_, ()| Ok(()))
+        .build()
+        .unwrap();
+    let server = run(server);
+    for version in [&TLS13, &TLS12] {
+        let connect = || TlsClient::connect(server.addr(), Arc::new(authority.client_of(&[version], None)));
+        let mut cut_off = connect();
+        cut_off.send("delete /home\ndelete /home/x");
+        cut_off.tcp().shutdown(Shutdown::Write).unwrap();
+        assert_eq!(cut_off.rest().unwrap(), "");
+        let mut ends = connect();
+        ends.send("delete /tmp/x");
+        ends.end_sending();
+        assert_eq!(ends.rest().unwrap(), "");
+        assert_eq!([told.next(), told.next()], ["delete /home", "delete /tmp/x"]);
+    }
+    assert_eq!(server.handle.stats().closed.unfinished, 2);
+    server.stop();
+}
+
+#[test]
+fn a_client_whose_tls_fails_after_a_pause_reads_why() {
+    let (authority, tls) = authority_and_tls();
+    let served = serve(&tls);
+    let mut clients: Vec<_> = (0..10).map(|_| served.client(authority.client())).collect();
+    // So long that it no longer counts as active.
+    thread::sleep(Duration::from_millis(1100));
+    for client in &mut clients {
+        client.tcp().write_all(&[b'x'; 64 * 1024]).unwrap();
+        let error = client.rest().unwrap_err().to_string();
+        assert!(error.contains("alert"), "{error}");
+        served.closed.next();
+    }
+    drop(clients);
+    served.running.stop();
+}
+
+#[test]
 fn a_client_that_goes_on_sending_reads_why_tls_has_refused_it() {
     let authority = Authority::new("ours");
     let config = TlsConfig::new(authority.issue(&[HOST]).certificate()).require_clients(authority.pem());

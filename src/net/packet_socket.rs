@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::socket_options::SocketOptions;
 
@@ -24,7 +24,8 @@ impl PacketPeer {
         self.addr
     }
 
-    /// The address that the datagram was sent to.
+    /// The address that the datagram was sent to; where it was sent to all or to a group, this machine's own, if the
+    /// system says which.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
     }
@@ -69,6 +70,8 @@ pub(crate) struct Datagrams {
     local_addr: SocketAddr,
     /// It has several addresses, and the kernel says which of them each datagram was sent to.
     tells_destination: bool,
+    /// It is of IPv6, and of IPv4 too.
+    is_dual: bool,
 }
 
 impl Datagrams {
@@ -85,7 +88,8 @@ impl Datagrams {
         socket.set_nonblocking(true)?;
         let local_addr = socket.local_addr()?;
         let tells_destination = local_addr.ip().is_unspecified() && destination::ask_for(&socket, local_addr)?;
-        Ok(Datagrams { socket, local_addr, tells_destination })
+        let is_dual = local_addr.is_ipv6() && local_addr.ip().is_unspecified() && !SockRef::from(&socket).only_v6()?;
+        Ok(Datagrams { socket, local_addr, tells_destination, is_dual })
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -124,8 +128,7 @@ impl Datagrams {
 
     /// Whether it can send to an address of that family.
     pub(crate) fn reaches(&self, addr: SocketAddr) -> bool {
-        self.local_addr.is_ipv6() && self.local_addr.ip().is_unspecified()
-            || self.local_addr.is_ipv4() == addr.is_ipv4()
+        self.is_dual || self.local_addr.is_ipv4() == addr.is_ipv4()
     }
 }
 
@@ -152,22 +155,34 @@ mod destination {
     pub(super) fn ask_for(socket: &UdpSocket, local_addr: SocketAddr) -> io::Result<bool> {
         match local_addr {
             SocketAddr::V4(_) => setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?,
-            SocketAddr::V6(_) => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+            SocketAddr::V6(_) => {
+                setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+                // For those who use IPv4. Where they cannot come here, it may not be to be had.
+                let _ = setsockopt(socket, sockopt::Ipv4PacketInfo, &true);
+            }
         }
         Ok(true)
     }
 
     pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
         let mut slices = [IoSliceMut::new(buffer)];
-        let mut room = cmsg_space!(in6_pktinfo);
+        let mut room = cmsg_space!(in6_pktinfo, in_pktinfo);
         let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut room), MsgFlags::empty())?;
-        let to = message.cmsgs()?.find_map(|said| match said {
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into())
+        // What was sent to all or to a group is answered from this machine's own address. For IPv4 the kernel says which
+        // that is; one that uses it on a socket of IPv6 is told both ways.
+        let (mut v4, mut v6) = (None, None);
+        for said in message.cmsgs()? {
+            match said {
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    v4 = Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    v6 = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr)).filter(|ip| !ip.is_multicast()).map(IpAddr::from);
+                }
+                _ => {}
             }
-            ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into()),
-            _ => None,
-        });
+        }
+        let to = v4.or(v6);
         let from = message.address.as_ref().and_then(socket_addr).ok_or(io::ErrorKind::InvalidData)?;
         Ok((message.bytes, from, to))
     }

@@ -60,6 +60,24 @@ impl Stream {
         self.has_buffered() || self.peek(&mut [0]).is_ok_and(|n| n > 0)
     }
 
+    /// How many bytes can be read now, as far as one can tell: not with TLS.
+    pub(crate) fn unread(&self) -> u64 {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return 0;
+        }
+        rustix::io::ioctl_fionread(&*self.socket).unwrap_or(0)
+    }
+
+    /// Of a stream that has ended: whether it was the client that said so. With TLS others can cut it off.
+    pub(crate) fn has_ended_in_order(&self) -> bool {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return tls.was_closed();
+        }
+        true
+    }
+
     /// The bytes of the socket itself, those of TLS still encrypted.
     pub(crate) fn raw(&self) -> impl Read {
         Quiet(&self.socket)

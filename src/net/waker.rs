@@ -126,12 +126,7 @@ impl Sleeper {
         self.mark_awake();
         let timed_out = match slept {
             Ok(events) => events == 0,
-            Err(Errno::INTR) => return Ok(Ready::default()),
-            // The kernel has no memory for it just now, and nothing to wait on where it would say that it has again.
-            Err(Errno::AGAIN | Errno::NOMEM) => {
-                thread::sleep(SHORT_OF_MEMORY);
-                return Ok(Ready::default());
-            }
+            Err(error) if is_passing(error) => return Ok(Ready::default()),
             Err(error) => return Err(error.into()),
         };
         if woken {
@@ -250,6 +245,19 @@ mod socket_pair {
         fn as_fd(&self) -> BorrowedFd<'_> {
             self.reader.as_fd()
         }
+    }
+}
+
+/// Whether a failed `poll` is to be tried again.
+pub(crate) fn is_passing(error: Errno) -> bool {
+    match error {
+        Errno::INTR => true,
+        // The kernel has no memory for it just now, and nothing to wait on where it would say that it has again.
+        Errno::AGAIN | Errno::NOMEM => {
+            thread::sleep(SHORT_OF_MEMORY);
+            true
+        }
+        _ => false,
     }
 }
 

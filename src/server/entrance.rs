@@ -19,11 +19,13 @@ pub(super) struct Entrance {
     core: Arc<Core>,
     listener: OpenListener,
     log: LogLimit,
+    /// Of the lines that say that all places are taken: one must not be left out because of another warning.
+    log_full: LogLimit,
 }
 
 impl Entrance {
     pub(super) fn new(core: Arc<Core>, listener: OpenListener) -> Entrance {
-        Entrance { core, listener, log: LogLimit::default() }
+        Entrance { core, listener, log: LogLimit::default(), log_full: LogLimit::default() }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -100,7 +102,7 @@ impl Entrance {
 
     /// There is no place for the next client.
     pub(super) fn say_full(&self) {
-        if let Some(held_back) = self.log.permit() {
+        if let Some(held_back) = self.log_full.permit() {
             let (name, most) = (&self.listener.settings.name, self.core.places.max_connections());
             log::warn!(
                 "{name}: all {most} connections that there may be (max_connections) are open; who comes now waits \

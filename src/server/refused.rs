@@ -6,11 +6,11 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 
 use super::core::Core;
 use super::lifecycle::Phase;
-use crate::net::{Sleeper, Stream};
+use super::worker::is_transient;
+use crate::net::{Sleeper, Stream, is_passing};
 
 /// How long they have.
 const TIME: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub(super) fn let_notice(mut clients: Vec<Stream>, core: &Core, sleeper: &Sleepe
         let mut fds = vec![PollFd::from_borrowed_fd(sleeper.as_fd(), PollFlags::IN)];
         fds.extend(clients.iter().map(|client| PollFd::new(client, PollFlags::IN)));
         match poll(&mut fds, Some(&left)) {
-            Err(Errno::INTR) => continue,
+            Err(error) if is_passing(error) => continue,
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
@@ -38,7 +38,7 @@ pub(super) fn let_notice(mut clients: Vec<Stream>, core: &Core, sleeper: &Sleepe
         let mut ready = ready.into_iter().skip(1);
         clients.retain(|client| {
             let is_ready = ready.next().unwrap_or(false);
-            !is_ready || client.raw().read(&mut piece).is_ok_and(|n| n > 0)
+            !is_ready || client.raw().read(&mut piece).map_or_else(|error| is_transient(&error), |n| n > 0)
         });
     }
 }

@@ -24,6 +24,7 @@ use super::limits::Limits;
 use super::link::LinkState;
 use super::mailbox::Mailbox;
 use super::service::Service;
+use crate::error::{SendError, SendFileError};
 use crate::logging::foreign;
 use crate::net::{Input, Sleeper};
 use crate::patience::Patience;
@@ -58,6 +59,8 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     phase: Phase,
     /// What its client had sent when it was accepted is not all received.
     is_new: bool,
+    /// So many bytes of that have yet to be read, where a shutdown had begun.
+    owed: u64,
     clocks: Clocks,
     /// What the watermark callbacks were last told.
     told_congested: bool,
@@ -132,7 +135,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     fn failure(&mut self, returned: anyhow::Result<()>) -> Option<anyhow::Error> {
         let was_refused = std::mem::take(&mut self.conn.link.wire.refused);
         let is_aborted = matches!(self.conn.link.state, LinkState::Aborting);
-        returned.err().filter(|_| !was_refused && !is_aborted)
+        returned.err().filter(|error| !(is_aborted || was_refused && says_closed(error)))
     }
 
     fn end_if_failed(&mut self, returned: anyhow::Result<()>) -> Result<(), CloseReason> {
@@ -209,6 +212,14 @@ fn socket_error(error: io::Error) -> CloseReason {
     }
 }
 
-fn is_transient(error: &io::Error) -> bool {
+/// Whether it is that nothing can be sent, with whatever context.
+fn says_closed(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(SendError::Closed))
+            || matches!(cause.downcast_ref(), Some(SendFileError::Closed))
+    })
+}
+
+pub(super) fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

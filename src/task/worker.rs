@@ -19,7 +19,6 @@ use super::reply::told;
 use super::room::{Room, new_number};
 use super::unheard::Named;
 use crate::logging::foreign;
-use crate::observer::TaskEnded;
 use crate::panic::catch;
 use crate::patience::Patience;
 use crate::stamp::Stamp;
@@ -242,7 +241,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             Ok(Err(error)) => match (&mut kept, &mut extra) {
                 _ if error.is::<TakenAway>() => Ended::Task(Outcome::Failed(error)),
                 (Some(_), Some(next)) if self.is_worth_another(next, &error, ended) => {
-                    self.tell_of_attempt(context, &error, true);
+                    self.tell_of_attempt(context, &error, Some(ended));
                     let before = next.last_error.replace(error);
                     let _ = catch(|| drop(before));
                     if let Some(payload) = kept {
@@ -251,7 +250,7 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
                     return (ended, false);
                 }
                 _ => {
-                    self.tell_of_attempt(context, &error, false);
+                    self.tell_of_attempt(context, &error, None);
                     Ended::Task(Outcome::Failed(error))
                 }
             },
@@ -308,11 +307,11 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
             && extra.retry.as_ref().is_some_and(|retry| catch(|| retry.retry.is_worth_it(error)).unwrap_or(false))
     }
 
-    /// Logs that an attempt has failed, and tells the observer if there will be another.
+    /// Logs that an attempt has failed, and tells the observer if there will be another after this one, which ended then.
     #[cold]
-    fn tell_of_attempt(&self, context: &TaskContext<T, R, W, O>, error: &anyhow::Error, is_another: bool) {
+    fn tell_of_attempt(&self, context: &TaskContext<T, R, W, O>, error: &anyhow::Error, another_after: Option<Stamp>) {
         let (info, crew) = (&context.info, &self.room.crew);
-        let is_observed = is_another && crew.observer.is_there();
+        let is_observed = another_after.is_some() && crew.observer.is_there();
         if !is_observed && !log::log_enabled!(log::Level::Debug) {
             return;
         }
@@ -322,8 +321,9 @@ impl<T: Send + 'static, R: Send + 'static, W, O: Clone> TaskWorker<T, R, W, O> {
         let name = Named { id: info.id, of: reply_to.label.as_ref() };
         let _ = catch(|| log::debug!("{name}: attempt {} failed: {}", info.attempt, foreign(&why)));
         if is_observed {
-            let ended = told(info.id, OutcomeKind::Failed, Some(&why), &reply_to, None);
-            let ended = TaskEnded { worker_index: Some(self.index), ..ended };
+            let run = another_after.and_then(|ended| crew.run_of(self.index, ended));
+            let ran = run.map(|run| (self.index as u32, run));
+            let ended = told(info.id, OutcomeKind::Failed, Some(&why), &reply_to, ran);
             crew.observer.tell(|observer| observer.attempt_failed(&ended, info.attempt));
         }
     }

@@ -16,6 +16,8 @@ pub(crate) struct Session {
     sent: u64,
     /// The client will send no more.
     ended: bool,
+    /// It has said so itself.
+    was_closed: bool,
     /// What is wrong with what the client has sent last. What it sent before that is read first.
     failed: Option<String>,
 }
@@ -35,7 +37,7 @@ const MAX_READS: usize = 16;
 
 impl Session {
     pub(super) fn new(connection: ServerConnection) -> Session {
-        Session { connection, plaintext: 0, sent: 0, ended: false, failed: None }
+        Session { connection, plaintext: 0, sent: 0, ended: false, was_closed: false, failed: None }
     }
 
     pub(crate) fn info(&self) -> TlsInfo<'_> {
@@ -76,7 +78,8 @@ impl Session {
         match self.connection.process_new_packets() {
             Ok(state) => {
                 self.plaintext = state.plaintext_bytes_to_read();
-                self.ended |= state.peer_has_closed();
+                self.was_closed |= state.peer_has_closed();
+                self.ended |= self.was_closed;
             }
             Err(error) => {
                 // The alert that says so, if the client takes it.
@@ -145,6 +148,11 @@ impl Session {
     /// A read has something to give without the socket: bytes, their end, or what is wrong with them.
     pub(crate) fn has_input(&self) -> bool {
         self.plaintext > 0 || self.ended || self.failed.is_some()
+    }
+
+    /// Whether the client has said that it sends no more; what only the connection says, somebody else may have said.
+    pub(crate) fn was_closed(&self) -> bool {
+        self.was_closed
     }
 
     /// Tells the client that nothing more will come, if it takes that.

@@ -46,7 +46,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let _ = catch(|| self.conn.link.port.end());
         // It may have been about to sleep; who is called while `on_close` runs is not to take it for a sleeper.
         self.sleeper.mark_awake();
-        let left = if self.input_ended { self.input.unfinished() } else { 0 };
+        let has_ended = self.input_ended || matches!(reason, CloseReason::Io(_));
+        let left = if has_ended { self.input.unfinished() } else { 0 };
         if left > 0 {
             let id = self.conn.id();
             let _ = catch(|| log::debug!("connection {id}: {left} bytes of an unfinished frame are dropped"));
@@ -59,11 +60,16 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         let link = &self.conn.link;
         self.core.observer.tell(|observer| observer.connection_closed(&link.info(), &reason));
         let is_told = self.tell_client(&reason);
-        let is_client = matches!(reason, CloseReason::Client);
+        // Something of the client's may be on its way; surely where that was what failed.
+        let may_lose = match reason {
+            CloseReason::Client => false,
+            CloseReason::TlsFailed(_) => true,
+            _ => !self.is_quiet(),
+        };
         drop_fenced(reason);
         // `on_close` may have submitted something.
         self.conn.link.port.leave_line();
-        if is_told && !is_client && !self.is_quiet() {
+        if is_told && may_lose {
             self.linger();
         }
     }

@@ -53,7 +53,10 @@ fn read_proxy_header(stream: &mut Stream, wait: &mut Wait<'_>) -> Result<Proxied
             Ok(seen) => {
                 // What comes after the header is the client's own, or TLS.
                 let wanted = header.wants(&buffer[..seen]).map_err(bad)?;
-                let n = io::Read::read(stream, &mut buffer[..wanted]).map_err(CloseReason::Io)?;
+                let n = match io::Read::read(stream, &mut buffer[..wanted]) {
+                    Err(error) if is_transient(&error) => continue,
+                    read => read.map_err(CloseReason::Io)?,
+                };
                 if let Some(said) = header.take(&buffer[..n]).map_err(bad)? {
                     return Ok(said);
                 }

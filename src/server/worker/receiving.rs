@@ -13,7 +13,10 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
         self.begin_to_serve();
         match self.input.fill(&mut self.conn.link.wire.stream) {
             Ok(0) => self.end_input(),
-            Ok(n) => self.conn.link.registered.entry().tally.received(n, self.clocks.now),
+            Ok(n) => {
+                self.owed = self.owed.saturating_sub(n as u64);
+                self.conn.link.registered.entry().tally.received(n, self.clocks.now);
+            }
             // All is here that was sent before it failed.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.conn.link.wire.has_failed() => {
                 self.end_input();
@@ -28,7 +31,8 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     pub(super) fn end_input(&mut self) {
         self.input_ended = true;
         self.clocks.ended_at.get_or_insert_with(Instant::now);
-        self.input.end(self.conn.link.wire.broken.is_none());
+        let wire = &self.conn.link.wire;
+        self.input.end(!wire.has_failed() && wire.stream.has_ended_in_order());
         if !self.input.may_have_frame() {
             // It brings nothing more, and must not stand in line before those who do.
             self.conn.link.port.leave_line();

@@ -102,6 +102,7 @@ impl<'a, T: Send + 'static, R: Send + 'static, S> Worker<'a, T, R, S> {
         let core = &service.core;
         let port = new_port(service, registered.entry(), sleeper);
         let clocks = Clocks::new(limits, registered.entry().tally.connected_at);
+        let owed = if core.lifecycle.phase() == Phase::Serving { 0 } else { stream.unread() };
         let link = Link {
             wire: Wire::new(stream, Outbox::new(limits.bounds())),
             registered,
@@ -126,6 +127,7 @@ impl<'a, T: Send + 'static, R: Send + 'static, S> Worker<'a, T, R, S> {
             turns_awake: 0,
             phase: Phase::Serving,
             is_new: true,
+            owed,
             clocks,
             told_congested: false,
             buffered: core.registry.buffered.of_one(),

@@ -28,7 +28,7 @@ impl<T: Send + 'static, R: Send + 'static, S: 'static> Worker<'_, T, R, S> {
     pub(super) fn sleep_and_read(&mut self) -> Result<(), CloseReason> {
         // Marked first and looked second; whoever has something for us pushes first and looks at the mark
         // second. So no wake-up is lost.
-        self.is_new &= self.input.may_have_frame();
+        self.is_new &= self.owed > 0 || self.input.may_have_frame();
         self.sleeper.mark_asleep();
         let receive = self.may_receive();
         let has_work = self.has_work(receive);

@@ -8,11 +8,13 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::Crew;
+use crate::logging::foreign;
 use crate::panic::catch;
 use crate::stamp::Stamp;
 use crate::stats::{Ledger, OpenLedger};
 use crate::task::outcome::{Ended, Outcome, OutcomeKind, Progress, Run, TaskId};
 use crate::task::reply::{Decided, NotTaken, ReplyAddress, Ticket};
+use crate::task::unheard::Named;
 
 /// A task that has started, wherever it is now.
 pub(in crate::task) struct Started<R> {
@@ -171,6 +173,14 @@ impl<R> Crew<R> {
         }
     }
 
+    /// How long the task on this task worker has run until then, unless its outcome is decided.
+    pub(in crate::task) fn run_of(&self, index: usize, until: Stamp) -> Option<Run> {
+        match &*self.slots[index].0.lock() {
+            Running::Task(started) => Some(started.run(until)),
+            Running::Decided(_) | Running::Later(_) | Running::Nothing => None,
+        }
+    }
+
     /// Sends a result of the task on this task worker, which goes on.
     pub(in crate::task) fn send(&self, index: usize, result: R, ledger: &Ledger) -> Result<(), (Option<NotTaken>, R)> {
         let reply_to = {
@@ -225,7 +235,8 @@ impl<R> Crew<R> {
     pub(in crate::task) fn end_later(&self, id: TaskId, ended: Ended<R>) {
         // The end of the pool waits for this.
         let _lent = self.threads.lend();
-        let (now, why) = (Stamp::now(), self.why(&ended));
+        let now = Stamp::now();
+        let (why, error) = (self.why(&ended), text_for_log(&ended));
         let mut later = self.later.lock();
         let (decided, too_late) = match later.tasks.remove(&id) {
             Some(started) => {
@@ -242,7 +253,13 @@ impl<R> Crew<R> {
         // What is dropped is users'.
         let _ = catch(|| drop(too_late));
         if let Some(decided) = decided {
-            let why = why.filter(|_| decided.kind != OutcomeKind::TimedOut);
+            let is_in_time = decided.kind != OutcomeKind::TimedOut;
+            if let Some(error) = error.filter(|_| is_in_time) {
+                let name = Named { id, of: decided.reply_to.label.as_ref() };
+                // The logger is the program's.
+                let _ = catch(|| log::debug!("{name}: failed later: {}", foreign(&error)));
+            }
+            let why = why.filter(|_| is_in_time);
             self.announce(decided.because(why), &self.books.open());
         }
         self.later.lock().finishing -= 1;
@@ -262,6 +279,15 @@ impl<R> Crew<R> {
     /// How many tasks have their reply taken away.
     pub(in crate::task) fn later(&self) -> usize {
         self.later.lock().tasks.len()
+    }
+}
+
+fn text_for_log<R>(ended: &Ended<R>) -> Option<String> {
+    match ended {
+        Ended::Task(Outcome::Failed(error)) if log::log_enabled!(log::Level::Debug) => {
+            catch(|| format!("{error:#}")).ok()
+        }
+        _ => None,
     }
 }
 
