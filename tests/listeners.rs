@@ -826,14 +826,20 @@ fn a_server_that_is_full_and_a_name_of_which_one_address_is_taken_are_in_the_log
         let two = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from(([127, 0, 0, 2], 0))];
         let server = Server::builder::<(), ()>()
             .listen(Listener::tcp(&two[..]).name("the door"))
-            .max_connections(1)
+            .max_connections(2)
+            .limits(Limits::new().max_connections_per_address(1))
             .on_receive(|conn, data| Ok(conn.send(data)?))
             .on_task(|_, ()| Ok(()))
             .build()
             .unwrap();
         let server = run(server);
-        let _only = server.client();
-        let full = "WARN the door: all 1 connections that there may be (max_connections) are open";
+        let _first = server.client();
+        // Another warning of the same listener, within the same second.
+        assert_eq!(server.client().rest(), "");
+        let last = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        last.bind(&two[1].into()).unwrap();
+        last.connect(&server.addr().into()).unwrap();
+        let full = "WARN the door: all 2 connections that there may be (max_connections) are open";
         eventually("it says so", || logged.lock().iter().any(|line| line.starts_with(full)));
         let others = "is listened on at 127.0.0.1, and not at [127.0.0.2]";
         assert!(logged.lock().iter().any(|line| line.contains(others)), "{:?}", logged.lock());

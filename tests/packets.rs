@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use backroom::{Finished, Framing, Listener, PacketPeer, PacketSocket, Server, ServerBuilder, TaskOptions, stage};
+use backroom::{
+    Finished, Framing, Listener, PacketPeer, PacketSocket, Server, ServerBuilder, SocketOptions, TaskOptions, stage,
+};
 use common::{
     Client, Events, Gate, PATIENCE, Program, Running, TempDir, events, eventually, has_ipv6, log_from, programs, run,
     succeeds,
@@ -424,6 +426,9 @@ fn ask_at(server: SocketAddr, told: &Events<Asked>) {
 #[test]
 fn what_was_sent_to_all_is_answered_too() {
     for listens_at in ["0.0.0.0:0", "[::]:0"] {
+        if listens_at.starts_with('[') && !has_ipv6(test_name!()) {
+            continue;
+        }
         let (server, told) = three_answers(&[listens_at]);
         let port = server.handle.local_addrs()[0].inet().unwrap().port();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -439,6 +444,29 @@ fn what_was_sent_to_all_is_answered_too() {
         }
         server.stop();
     }
+}
+
+#[test]
+fn a_socket_of_ipv6_alone_is_not_chosen_for_a_client_that_uses_ipv4() {
+    if !has_ipv6(test_name!()) {
+        return;
+    }
+    let server = Server::builder::<(), ()>()
+        .socket_options(SocketOptions::new().only_v6(true))
+        .listen_udp("[::]:0")
+        .listen_udp("0.0.0.0:0")
+        .on_packet(|_, _, _| Ok(()))
+        .on_task(|_, ()| Ok(()))
+        .build()
+        .unwrap();
+    let server = run(server);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    server.handle.send_to(client.local_addr().unwrap(), "news").unwrap();
+    let mut news = [0; 4];
+    let (_, by) = client.recv_from(&mut news).unwrap();
+    assert_eq!((&news, by.port()), (b"news", server.handle.local_addrs()[1].inet().unwrap().port()));
+    server.stop();
 }
 
 #[test]

@@ -818,7 +818,7 @@ fn pipelined_requests_that_are_cancelled_or_time_out_are_answered_at_their_place
     assert_eq!(server.stop().tasks.delivered, 5);
 }
 
-/// So long that a task starts before it is over.
+/// A deadline before which a task starts, on a busy machine too.
 const LATE: Duration = Duration::from_secs(1);
 
 /// Tasks that fail in each way, asked for by a line; of none does a closure hear.

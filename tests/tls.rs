@@ -1100,13 +1100,17 @@ fn a_client_whose_tls_fails_after_a_pause_reads_why() {
     let (authority, tls) = authority_and_tls();
     let served = serve(&tls);
     let mut clients: Vec<_> = (0..10).map(|_| served.client(authority.client())).collect();
-    // So long that it no longer counts as active.
+    // A client counts as active for a second.
     thread::sleep(Duration::from_millis(1100));
     for client in &mut clients {
-        client.tcp().write_all(&[b'x'; 64 * 1024]).unwrap();
+        client.tcp().write_all(&[b'x'; 1024]).unwrap();
+        served.closed.next();
+        // The server has seen what is wrong, and more is coming.
+        for _ in 0..64 {
+            client.tcp().write_all(&[b'x'; 1024]).expect("it is not reset");
+        }
         let error = client.rest().unwrap_err().to_string();
         assert!(error.contains("alert"), "{error}");
-        served.closed.next();
     }
     drop(clients);
     served.running.stop();

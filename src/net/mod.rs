@@ -36,4 +36,4 @@ pub(crate) use stream::{Parked, Stream};
 #[cfg(feature = "tls")]
 pub(crate) use tls::Handshake;
 pub(crate) use unix_path::UnixOptions;
-pub(crate) use waker::{Sleeper, Waker, is_passing};
+pub(crate) use waker::{Sleeper, Waker, wait_out};

@@ -126,7 +126,7 @@ impl Sleeper {
         self.mark_awake();
         let timed_out = match slept {
             Ok(events) => events == 0,
-            Err(error) if is_passing(error) => return Ok(Ready::default()),
+            Err(error) if wait_out(error) => return Ok(Ready::default()),
             Err(error) => return Err(error.into()),
         };
         if woken {
@@ -248,8 +248,8 @@ mod socket_pair {
     }
 }
 
-/// Whether a failed `poll` is to be tried again.
-pub(crate) fn is_passing(error: Errno) -> bool {
+/// Waits until a failed `poll` may be tried again; `false` where it may not.
+pub(crate) fn wait_out(error: Errno) -> bool {
     match error {
         Errno::INTR => true,
         // The kernel has no memory for it just now, and nothing to wait on where it would say that it has again.

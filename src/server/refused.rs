@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::core::Core;
 use super::lifecycle::Phase;
 use super::worker::is_transient;
-use crate::net::{Sleeper, Stream, is_passing};
+use crate::net::{Sleeper, Stream, wait_out};
 
 /// How long they have.
 const TIME: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub(super) fn let_notice(mut clients: Vec<Stream>, core: &Core, sleeper: &Sleepe
         let mut fds = vec![PollFd::from_borrowed_fd(sleeper.as_fd(), PollFlags::IN)];
         fds.extend(clients.iter().map(|client| PollFd::new(client, PollFlags::IN)));
         match poll(&mut fds, Some(&left)) {
-            Err(error) if is_passing(error) => continue,
+            Err(error) if wait_out(error) => continue,
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }

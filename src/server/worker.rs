@@ -59,7 +59,7 @@ struct Worker<'a, T: Send + 'static, R: Send + 'static, S> {
     phase: Phase,
     /// What its client had sent when it was accepted is not all received.
     is_new: bool,
-    /// So many bytes of that have yet to be read, where a shutdown had begun.
+    /// How many bytes of that have yet to be read. Zero where no shutdown had begun.
     owed: u64,
     clocks: Clocks,
     /// What the watermark callbacks were last told.

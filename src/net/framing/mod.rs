@@ -103,7 +103,8 @@ impl Framing {
     }
 
     /// What a client has sent after its last delimiter is a frame too when it closes in good order, as the last line of a
-    /// file may have no end: `printf ping | nc -N`. For delimiters and lines only; with another framing it is an error of
+    /// file may have no end: `printf ping | nc -N`. With TLS that is where the client itself says so (`close_notify`), since
+    /// otherwise somebody else may have cut it off. For delimiters and lines only; with another framing it is an error of
     /// `bind`, since there is no telling what such a rest would mean. Default: it is dropped.
     ///
     /// ```

@@ -236,7 +236,7 @@ impl<R> Crew<R> {
         // The end of the pool waits for this.
         let _lent = self.threads.lend();
         let now = Stamp::now();
-        let (why, error) = (self.why(&ended), text_for_log(&ended));
+        let why = self.why(&ended).or_else(|| text_for_log(&ended));
         let mut later = self.later.lock();
         let (decided, too_late) = match later.tasks.remove(&id) {
             Some(started) => {
@@ -253,13 +253,12 @@ impl<R> Crew<R> {
         // What is dropped is users'.
         let _ = catch(|| drop(too_late));
         if let Some(decided) = decided {
-            let is_in_time = decided.kind != OutcomeKind::TimedOut;
-            if let Some(error) = error.filter(|_| is_in_time) {
+            let why = why.filter(|_| decided.kind != OutcomeKind::TimedOut);
+            if let Some(why) = &why {
                 let name = Named { id, of: decided.reply_to.label.as_ref() };
                 // The logger is the program's.
-                let _ = catch(|| log::debug!("{name}: failed later: {}", foreign(&error)));
+                let _ = catch(|| log::debug!("{name}: failed later: {}", foreign(why)));
             }
-            let why = why.filter(|_| is_in_time);
             self.announce(decided.because(why), &self.books.open());
         }
         self.later.lock().finishing -= 1;
